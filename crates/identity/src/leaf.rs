@@ -1,0 +1,147 @@
+//! What a leaf certificate says, parsed once and strictly.
+//!
+//! A leaf has a P-256 key, one URI name (the SPIFFE ID), no other name, and a subject of one common name,
+//! `epoch=<n>`: the enrolment epoch stands there because X.509 has no field for it and a private extension
+//! would say no more. Parsing proves form only; the signature chain and the times are the verifier's to
+//! check.
+
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::FromDer as _;
+use x509_parser::x509::X509Name;
+
+use crate::{IdentityError, PeerClass, SpiffeId};
+
+/// Largest certificate that is looked at, in bytes.
+pub const CERTIFICATE_BYTES_MAX: usize = 8 * 1024;
+
+/// A P-256 SubjectPublicKeyInfo up to its 64 bytes of coordinates (RFC 5480, section 2): named curve,
+/// uncompressed point.
+const P256_SPKI_HEAD: [u8; 27] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
+];
+const P256_SPKI_BYTES: usize = P256_SPKI_HEAD.len() + 64;
+
+/// The facts of a leaf certificate. Holding one proves its form, not that anybody vouched for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    /// Whom the certificate names.
+    pub id: SpiffeId,
+    /// The class that the id's path says.
+    pub class: PeerClass,
+    /// SHA-256 of the public key (SubjectPublicKeyInfo, DER).
+    pub key: [u8; 32],
+    /// Enrolment epoch.
+    pub epoch: u32,
+    /// Valid from, in seconds since the Unix epoch.
+    pub not_before: i64,
+    /// Valid until, in seconds since the Unix epoch.
+    pub expires: i64,
+}
+
+impl Leaf {
+    /// Parses a leaf certificate.
+    ///
+    /// # Errors
+    /// [`IdentityError::Certificate`], [`IdentityError::PublicKey`], [`IdentityError::SpiffeId`] or
+    /// [`IdentityError::Class`] when it does not have the one accepted form.
+    pub fn parse(der: &[u8]) -> Result<Self, IdentityError> {
+        let certificate = parse_certificate(der)?;
+        if certificate.is_ca() {
+            return Err(IdentityError::Certificate("an authority's certificate is no peer's"));
+        }
+        let spki = certificate.public_key().raw;
+        check_p256(spki)?;
+        let id = SpiffeId::parse(the_one_uri(&certificate)?)?;
+        let class = match PeerClass::of(&id) {
+            Some(class) => class,
+            None => return Err(IdentityError::Class { id, class: "peers" }),
+        };
+        Ok(Self {
+            id,
+            class,
+            key: keys::Digest::of(spki).0,
+            epoch: parse_epoch(the_one_common_name(certificate.subject())?)?,
+            not_before: certificate.validity().not_before.timestamp(),
+            expires: certificate.validity().not_after.timestamp(),
+        })
+    }
+}
+
+/// The public key of a self-signed certificate, as a newcomer shows it: it claims no name, only the key.
+///
+/// # Errors
+/// [`IdentityError::Certificate`] or [`IdentityError::PublicKey`] when it is not self-issued with a P-256
+/// key.
+pub fn newcomer_key(der: &[u8]) -> Result<Vec<u8>, IdentityError> {
+    let certificate = parse_certificate(der)?;
+    if certificate.is_ca() || certificate.issuer().as_raw() != certificate.subject().as_raw() {
+        return Err(IdentityError::Certificate("a newcomer's certificate must be its own issuer's"));
+    }
+    let spki = certificate.public_key().raw;
+    check_p256(spki)?;
+    Ok(spki.to_vec())
+}
+
+/// The common name under which a leaf carries its epoch.
+pub(crate) fn epoch_name(epoch: u32) -> String {
+    format!("epoch={epoch}")
+}
+
+fn parse_epoch(text: &str) -> Result<u32, IdentityError> {
+    let wrong = IdentityError::Certificate("the subject must be epoch=<number>");
+    let Some(Ok(epoch)) = text.strip_prefix("epoch=").map(str::parse::<u32>) else { return Err(wrong) };
+    if epoch_name(epoch) == text { Ok(epoch) } else { Err(wrong) }
+}
+
+/// Accepts exactly one encoding of a P-256 key, so that a key has one digest.
+pub(crate) fn check_p256(spki_der: &[u8]) -> Result<(), IdentityError> {
+    if spki_der.len() == P256_SPKI_BYTES && spki_der.starts_with(&P256_SPKI_HEAD) {
+        Ok(())
+    } else {
+        Err(IdentityError::PublicKey("only P-256, named curve, uncompressed"))
+    }
+}
+
+/// Parses an X.509 v3 certificate that fills its bytes and is not too large.
+pub(crate) fn parse_certificate(der: &[u8]) -> Result<X509Certificate<'_>, IdentityError> {
+    if der.len() > CERTIFICATE_BYTES_MAX {
+        return Err(IdentityError::Certificate("larger than 8 KiB"));
+    }
+    let (rest, certificate) =
+        X509Certificate::from_der(der).map_err(|_| IdentityError::Certificate("it cannot be parsed"))?;
+    if !rest.is_empty() {
+        return Err(IdentityError::Certificate("bytes follow it"));
+    }
+    if certificate.version() != x509_parser::x509::X509Version::V3 {
+        return Err(IdentityError::Certificate("only version 3"));
+    }
+    Ok(certificate)
+}
+
+/// The only attribute of a name, which must be a common name.
+pub(crate) fn the_one_common_name<'a>(name: &'a X509Name<'_>) -> Result<&'a str, IdentityError> {
+    let wrong = || IdentityError::Certificate("the subject must be one common name");
+    let mut attributes = name.iter_attributes();
+    let (first, second) = (attributes.next().ok_or_else(wrong)?, attributes.next());
+    if second.is_some() || first.attr_type() != &x509_parser::oid_registry::OID_X509_COMMON_NAME {
+        return Err(wrong());
+    }
+    first.as_str().map_err(|_| wrong())
+}
+
+fn the_one_uri<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a str, IdentityError> {
+    let mut names =
+        certificate.extensions().iter().filter_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(names) => Some(names),
+            _ => None,
+        });
+    let (Some(names), None) = (names.next(), names.next()) else {
+        return Err(IdentityError::Certificate("it must have one list of names"));
+    };
+    match names.general_names.as_slice() {
+        [GeneralName::URI(uri)] => Ok(uri),
+        _ => Err(IdentityError::Certificate("its only name must be one URI")),
+    }
+}
