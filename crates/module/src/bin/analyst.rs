@@ -1,0 +1,9 @@
+//! The module `analyst`. Trains a model and stores its forecast.
+//!
+//! It runs in a cell, talks to its agent over standard input and output, and has no other way out.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    module::run(module::programs::analyst)
+}

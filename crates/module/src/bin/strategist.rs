@@ -1,0 +1,9 @@
+//! The module `strategist`. Turns a forecast into orders.
+//!
+//! It runs in a cell, talks to its agent over standard input and output, and has no other way out.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    module::run(module::programs::strategist)
+}
