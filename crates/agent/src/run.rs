@@ -1,0 +1,302 @@
+//! The agent as a process: takes a task, runs its module in a cell, says how it ended, takes the next.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use access::vocabulary::{Audience, TaskKind};
+use audit::record::Record;
+use feeds::Source;
+use wire::http::Method;
+use identity::PeerClass;
+use keys::VerifyingKey;
+use module::protocol::{CallLine, FromAgent, FromModule, LINE_BYTES_MAX, Refusal, Reply, Start, parse, to_line};
+use sandbox::{Cell, CellLimits, Outcome};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use wire::api::{QueueReply, QueueRequest, TaskEnd};
+use wire::client::{Client, ClientError, repeat};
+use wire::journal::{Journal, report, ship, told};
+use wire::layout::{Layout, Topology};
+use wire::tls::Identity;
+
+use crate::modules::{Modules, Ready, module_for};
+use crate::speaker::{Services, Speaker};
+
+/// What a module may use.
+const LIMITS: CellLimits =
+    CellLimits { memory_bytes: 512 * 1024 * 1024, cpu_seconds: 30, wall: Duration::from_secs(50) };
+/// How long a request for a task waits at management.
+const QUEUE_WAIT: Duration = Duration::from_secs(2);
+/// Pause after management could not be asked.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Why an agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Connections and identity.
+    #[error(transparent)]
+    Wire(#[from] wire::tls::WireError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] wire::journal::JournalError),
+    /// A source.
+    #[error(transparent)]
+    Feed(#[from] feeds::FeedError),
+    /// A file of the configuration.
+    #[error("{0}")]
+    Config(String),
+    /// The identity was revoked or replaced: only people can bring this agent back.
+    #[error("this agent's identity is no longer good: {0}; two operators can reinstate it: `trader agent reinstate NAME`")]
+    Revoked(String),
+}
+
+/// One agent.
+struct Agent {
+    journal: Arc<Journal>,
+    management: Client,
+    services: Services,
+    sources: Arc<BTreeMap<String, Source>>,
+    modules: Modules,
+    launcher: std::path::PathBuf,
+}
+
+/// Runs an agent until told to stop, or until its identity is no longer good.
+///
+/// # Errors
+/// As [`RunError`] says.
+pub async fn run(layout: Layout, name: &str, program: String, stop: watch::Receiver<bool>) -> Result<(), RunError> {
+    let identity = Arc::new(Identity::load(&layout.identity(name))?);
+    let topology: Topology = wire::layout::read_json(&layout.topology()).map_err(|error| RunError::Config(error.to_string()))?;
+    let journal = Journal::open(&layout.journal(name), name)?;
+    journal.record(&Record::Started { program })?;
+    let management = management_client(&identity, &topology)?;
+    let bundle = identity.bundle();
+    let keys: Vec<VerifyingKey> = bundle
+        .release_keys
+        .iter()
+        .map(|key| VerifyingKey::from_hex(key).map_err(|error| RunError::Config(error.to_string())))
+        .collect::<Result<_, _>>()?;
+    let agent = Arc::new(Agent {
+        journal: journal.clone(),
+        management: management.clone(),
+        services: services(&identity, &topology)?,
+        sources: Arc::new(open_sources(&layout.sources())?),
+        modules: Modules::new(&layout.modules(), keys, bundle.release_threshold as usize),
+        launcher: "/proc/self/exe".into(),
+    });
+    let shipping = tokio::spawn(ship(journal.clone(), management.clone(), stop.clone()));
+    let ended = work(&agent, stop).await;
+    if ended.is_err() {
+        // Evidence goes out even when nothing else may.
+        let _ = report(&journal, &management, None).await;
+        shipping.abort();
+    } else {
+        let _ = shipping.await;
+    }
+    ended
+}
+
+fn management_client(identity: &Arc<Identity>, topology: &Topology) -> Result<Client, RunError> {
+    let address = topology
+        .management
+        .get(PeerClass::Agents.as_str())
+        .ok_or_else(|| RunError::Config("the topology names no management listener for agents".into()))?;
+    Ok(Client::new(identity.clone(), PeerClass::Management, None, *address)?)
+}
+
+fn services(identity: &Arc<Identity>, topology: &Topology) -> Result<Services, RunError> {
+    let mut clients = BTreeMap::new();
+    for audience in Audience::ALL {
+        let class = match audience {
+            Audience::Market => PeerClass::Market,
+            Audience::News => PeerClass::News,
+            Audience::Research => PeerClass::Research,
+            Audience::Ledger => PeerClass::Ledger,
+            Audience::Desk => PeerClass::Desk,
+        };
+        if let Some(service) = topology.services.get(&format!("{audience}/{}", PeerClass::Agents)) {
+            clients.insert(*audience, Client::new(identity.clone(), class, None, service.listen)?);
+        }
+    }
+    Ok(Services { clients })
+}
+
+fn open_sources(directory: &Path) -> Result<BTreeMap<String, Source>, RunError> {
+    let mut sources = BTreeMap::new();
+    let failed = |error: std::io::Error| RunError::Config(format!("{}: {error}", directory.display()));
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.ends_with(".csv") || name.ends_with(".csv.gz") {
+            let source = Source::open(&path)?;
+            sources.insert(source.name().to_owned(), source);
+        }
+    }
+    Ok(sources)
+}
+
+async fn work(agent: &Arc<Agent>, mut stop: watch::Receiver<bool>) -> Result<(), RunError> {
+    let ask = QueueRequest { wait_ms: u64::try_from(QUEUE_WAIT.as_millis()).unwrap_or(0) };
+    loop {
+        let asked = agent.management.call_json(Method::POST, "/v1/queue", &[], Some(&ask), QUEUE_WAIT * 3);
+        let reply: Result<QueueReply, ClientError> = tokio::select! {
+            reply = asked => reply,
+            () = told(&mut stop) => return Ok(()),
+        };
+        match reply {
+            Ok(reply) if reply.task.is_some() => do_task(agent, reply).await?,
+            Ok(_) => {}
+            Err(ClientError::Refused(problem)) if !problem.retryable && problem.status == 403 => {
+                return Err(RunError::Revoked(problem.code));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "management does not answer");
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        }
+        if *stop.borrow() {
+            return Ok(());
+        }
+    }
+}
+
+async fn do_task(agent: &Arc<Agent>, reply: QueueReply) -> Result<(), RunError> {
+    let Some(task) = reply.task.clone() else { return Ok(()) };
+    let result = perform(agent, reply).await;
+    let (done, detail) = match result {
+        Ok(detail) => (true, detail),
+        Err(problem) => {
+            tracing::warn!(task = task.id, problem, "the task is given back");
+            (false, json!({ "error": problem }))
+        }
+    };
+    let end = TaskEnd { task: task.id, attempt: task.attempt, done, detail };
+    let ended = repeat(|| report(&agent.journal, &agent.management, Some(end.clone()))).await;
+    if let Err(error) = ended {
+        // The task went to another, or this agent was revoked: the next question for a task tells which.
+        tracing::warn!(%error, "the end of the task was not accepted");
+    }
+    Ok(())
+}
+
+/// Runs the task's module and returns its result, or what went wrong.
+async fn perform(agent: &Arc<Agent>, reply: QueueReply) -> Result<Value, String> {
+    let task = reply.task.ok_or("no task")?;
+    let kind = TaskKind::parse(&task.kind).ok_or_else(|| format!("{} is no kind of task", task.kind))?;
+    let module = module_for(kind).ok_or_else(|| format!("no module does {kind}"))?;
+    let ready = match agent.modules.ready(module) {
+        Ok(ready) => ready,
+        Err(error) => {
+            let reason = error.to_string();
+            let refused =
+                Record::ModuleRefused { task: task.id.clone(), module: module.into(), reason: reason.clone() };
+            agent.journal.record(&refused).map_err(|error| error.to_string())?;
+            return Err(reason);
+        }
+    };
+    let speaker = Speaker::new(
+        agent.services.clone(),
+        agent.sources.clone(),
+        agent.journal.clone(),
+        task.clone(),
+        reply.grants,
+    )
+    .map_err(|refusal| refusal.detail)?;
+    let start = Start {
+        task: task.id.clone(),
+        kind: task.kind.clone(),
+        portfolio: speaker.portfolio().to_owned(),
+        market_day: speaker.market_day(),
+        params: task.params.clone(),
+    };
+    let started = Record::ModuleStarted {
+        task: task.id.clone(),
+        module: module.into(),
+        digest: ready.digest.to_string(),
+    };
+    agent.journal.record(&started).map_err(|error| error.to_string())?;
+    let (agent_here, runtime) = (agent.clone(), tokio::runtime::Handle::current());
+    let (said, outcome) =
+        tokio::task::spawn_blocking(move || converse(&agent_here.launcher, &ready, &start, &speaker, &runtime))
+            .await
+            .map_err(|error| error.to_string())?;
+    let (text, violation) = describe(&outcome, &said);
+    let ended = Record::ModuleEnded { task: task.id, module: module.into(), outcome: text.clone(), violation };
+    agent.journal.record(&ended).map_err(|error| error.to_string())?;
+    match said {
+        Ok(result) if !violation => Ok(result),
+        Ok(_) => Err(text),
+        Err(problem) => Err(format!("{problem}; {text}")),
+    }
+}
+
+/// What became of the cell, and whether it was stopped for something that it may not do.
+fn describe(outcome: &Outcome, said: &Result<Value, String>) -> (String, bool) {
+    match outcome {
+        Outcome::Exited(0) if said.is_ok() => ("done".to_owned(), false),
+        Outcome::Exited(code) => (format!("exited with {code}"), false),
+        Outcome::Violation(violation) => (format!("stopped: tried {violation}"), true),
+        other => (format!("stopped: {other}"), true),
+    }
+}
+
+/// Holds the conversation with the module: it calls, the speaker answers, until it is done.
+fn converse(
+    launcher: &Path,
+    ready: &Ready,
+    start: &Start,
+    speaker: &Speaker,
+    runtime: &tokio::runtime::Handle,
+) -> (Result<Value, String>, Outcome) {
+    let mut cell = match Cell::start(&ready.image, launcher, &LIMITS) {
+        Ok(cell) => cell,
+        Err(error) => return (Err(error.to_string()), Outcome::Exited(1)),
+    };
+    let said = match (cell.stdin.take(), cell.stdout.take()) {
+        (Some(mut to), Some(from)) => dialogue(&mut to, from, start, speaker, runtime),
+        _ => Err("the cell has no pipes".to_owned()),
+    };
+    if said.is_err() {
+        cell.kill();
+    }
+    (said, cell.wait())
+}
+
+fn dialogue(
+    to: &mut impl std::io::Write,
+    from: impl std::io::Read,
+    start: &Start,
+    speaker: &Speaker,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Value, String> {
+    let mut from = BufReader::with_capacity(64 * 1024, from);
+    send(to, &FromAgent::Start(start.clone()))?;
+    loop {
+        let mut line = Vec::new();
+        let limit = LINE_BYTES_MAX as u64 + 2;
+        from.by_ref().take(limit).read_until(b'\n', &mut line).map_err(|error| error.to_string())?;
+        if line.is_empty() {
+            return Err("the module ended without a word".to_owned());
+        }
+        match parse::<FromModule>(&line).map_err(|error| error.to_string())? {
+            FromModule::Call(CallLine { id, call }) => {
+                let outcome = runtime.block_on(speaker.answer(call));
+                let reply = FromAgent::Reply(Reply { id, outcome });
+                if let Err(problem) = send(to, &reply) {
+                    let refusal = Refusal { code: "answer_failed".into(), detail: problem };
+                    send(to, &FromAgent::Reply(Reply { id, outcome: Err(refusal) }))?;
+                }
+            }
+            FromModule::Done(done) => return Ok(done.result),
+            FromModule::Failed(failed) => return Err(format!("the module failed: {}", failed.error)),
+        }
+    }
+}
+
+fn send(to: &mut impl std::io::Write, line: &FromAgent) -> Result<(), String> {
+    let line = to_line(line).map_err(|error| error.to_string())?;
+    to.write_all(&line).and_then(|()| to.flush()).map_err(|error| error.to_string())
+}

@@ -1,0 +1,61 @@
+//! Management's own door: standing permissions for members, rights for operators, both by policy.
+
+use std::sync::Arc;
+
+use access::policy::{OperatorQuery, PolicyDecision, StandingAction};
+use wire::guard::{Ask, Door, Needs, Verdict};
+
+use crate::control::Control;
+use crate::registry::Stranger;
+
+/// The door.
+pub struct ControlDoor {
+    control: Arc<Control>,
+}
+
+impl ControlDoor {
+    /// The door to a control plane.
+    #[must_use]
+    pub fn new(control: Arc<Control>) -> Self {
+        Self { control }
+    }
+
+    fn standing(&self, ask: &Ask<'_>, action: StandingAction) -> Verdict {
+        match self.control.state().registry.identify(ask.peer) {
+            Ok(_) => {}
+            // Who was revoked may still say what it did: evidence is not cut off with the rest. Reporting changes nothing
+            // but the log.
+            Err(Stranger::Revoked) if action == StandingAction::ReportStatus => {}
+            Err(stranger) => return deny(stranger.as_str(), "no current identity of this name"),
+        }
+        let id = ask.peer.id.to_string();
+        verdict(&self.control.policy.standing(&id, ask.peer.class.as_str(), action))
+    }
+}
+
+impl Door for ControlDoor {
+    fn decide(&self, ask: &Ask<'_>) -> Verdict {
+        match ask.needs {
+            Needs::Standing(action) => self.standing(ask, action),
+            Needs::Operator(action) => verdict(&self.control.policy.operator(OperatorQuery {
+                operator: ask.peer.id.as_str(),
+                action,
+                target: &ask.touched.target,
+                proposer: ask.touched.proposer.as_deref(),
+            })),
+            Needs::Grant(_) => deny("no_such_right", "management serves no grants"),
+        }
+    }
+}
+
+fn verdict(decision: &PolicyDecision) -> Verdict {
+    if decision.allowed {
+        Verdict::Allow { permit: None, reason: decision.policies.join(",") }
+    } else {
+        deny(&decision.reason, &decision.policies.join(","))
+    }
+}
+
+fn deny(code: &str, detail: &str) -> Verdict {
+    Verdict::Deny { code: code.into(), detail: detail.into(), retryable: false, grant: None }
+}

@@ -1,0 +1,124 @@
+//! The sentinel at its post: it sees every record that joins the log, and its playbooks are carried out.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use audit::record::Record;
+use identity::{Bundle, SpiffeId};
+use keys::VerifyingKey;
+use sandbox::release::SignedManifest;
+use sentinel::{Finding, Playbooks, Sentinel, Step};
+use wire::journal::unix_ms;
+use wire::layout::{Layout, read_json};
+
+use crate::control::{Control, ControlError, Incident};
+
+/// The modules that the release keys let run, read from the signed manifest whenever an unknown one is started.
+pub struct ApprovedModules {
+    manifest: PathBuf,
+    keys: Vec<VerifyingKey>,
+    threshold: usize,
+    known: BTreeSet<String>,
+}
+
+impl ApprovedModules {
+    /// The manifest of a state directory, with the release keys of its trust bundle.
+    #[must_use]
+    pub fn new(layout: &Layout, bundle: &Bundle) -> Self {
+        let keys = bundle.release_keys.iter().filter_map(|key| VerifyingKey::from_hex(key).ok()).collect();
+        let threshold = bundle.release_threshold as usize;
+        Self { manifest: layout.modules().join("manifest.json"), keys, threshold, known: BTreeSet::new() }
+    }
+
+    /// Digests that are approved now and were not known before; none when the manifest is not properly signed.
+    fn news(&mut self) -> Vec<String> {
+        let signed = read_json::<SignedManifest>(&self.manifest).ok();
+        let Some(Ok(release)) = signed.map(|signed| signed.verify(&self.keys, self.threshold, 0)) else {
+            return Vec::new();
+        };
+        release.digests().filter(|digest| self.known.insert((*digest).to_owned())).map(str::to_owned).collect()
+    }
+}
+
+/// The sentinel with its playbooks.
+pub struct Watch {
+    sentinel: Sentinel,
+    playbooks: Playbooks,
+    modules: ApprovedModules,
+}
+
+impl Watch {
+    /// Puts the sentinel at its post.
+    #[must_use]
+    pub fn new(sentinel: Sentinel, playbooks: Playbooks, modules: ApprovedModules) -> Self {
+        Self { sentinel, playbooks, modules }
+    }
+
+    /// Lets the sentinel know of a release before it judges a module's start by it.
+    fn learn_release(&mut self, record: &Record) {
+        if let Record::ModuleStarted { digest, .. } = record
+            && !self.modules.known.contains(digest)
+        {
+            for digest in self.modules.news() {
+                self.sentinel.approve_module(&digest);
+            }
+        }
+    }
+
+    /// Lets the sentinel see a record from before a restart: it learns, nothing is done.
+    pub fn remember(&mut self, at_ms: i64, process: &str, record: &Record) {
+        self.learn_release(record);
+        let _ = self.sentinel.observe(at_ms, process, record);
+    }
+
+    /// Lets the sentinel see a new record, and carries out what the playbooks say about its findings.
+    pub fn observe(&mut self, control: &Control, process: &str, record: &Record) {
+        self.learn_release(record);
+        // By the time of arrival: what a process says of the time could hide a burst.
+        let now = unix_ms();
+        for finding in self.sentinel.observe(now, process, record) {
+            let steps = self.playbooks.respond(now, &finding);
+            carry_out(control, &finding, &steps);
+        }
+    }
+}
+
+/// Takes the playbook's steps in their order, then keeps the incident. A step that fails is said, and the others are taken
+/// all the same: stopping is never made to wait for bookkeeping.
+fn carry_out(control: &Control, finding: &Finding, steps: &[Step]) {
+    tracing::warn!(rule = %finding.rule, subject = %finding.subject, seen = %finding.seen, "the sentinel found an anomaly");
+    let reason = format!("incident {} ({}): {}", finding.incident, finding.rule, finding.seen);
+    for step in steps {
+        let result = match step {
+            Step::RevokeAgent | Step::QuarantineAgent => quarantine(control, &finding.subject, &reason),
+            Step::CancelTask => {
+                finding.task.as_deref().map_or(Ok(()), |task| control.cancel_task(task, &finding.subject, &reason))
+            }
+            Step::Notify => Ok(()),
+        };
+        if let Err(error) = result {
+            tracing::error!(%error, ?step, "a playbook step failed");
+        }
+    }
+    let incident = Incident {
+        id: finding.incident.clone(),
+        rule: finding.rule.to_string(),
+        subject: finding.subject.clone(),
+        expected: finding.expected.clone(),
+        seen: finding.seen.clone(),
+        response: steps.iter().map(|step| step.as_str().to_owned()).collect(),
+        opened_ms: unix_ms(),
+        open: true,
+    };
+    if let Err(error) = control.open_incident(incident) {
+        tracing::error!(%error, "an incident could not be kept");
+    }
+}
+
+/// Revoking an agent quarantines it as well, and doing it twice is doing it once. A subject that is no agent, such as the
+/// desk itself, cannot be quarantined: then everything is stopped, since nobody else sends orders.
+fn quarantine(control: &Control, subject: &str, reason: &str) -> Result<(), ControlError> {
+    let Ok(agent) = subject.parse::<SpiffeId>() else { return control.kill("sentinel", reason).map(|_| ()) };
+    let already = control.state().registry.get(&agent).is_none_or(|member| member.quarantined);
+    if already { Ok(()) } else { control.revoke_agent(&agent, "sentinel", reason).map(|_| ()) }
+}

@@ -1,0 +1,486 @@
+//! Management's routes: what members may do by standing permission, and what operators may do.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use access::policy::{OperatorAction, StandingAction};
+use axum::http::Method;
+use axum::response::Response;
+use identity::{PeerClass, SpiffeId};
+use serde::{Deserialize, Serialize};
+use wire::api::{QueueRequest, RevocationPoll, RoleReply, StatusReply, StatusReport};
+use wire::guard::{Needs, Operation, Pass, Routes, Touched, from_json, json, query_value};
+use wire::journal::Journal;
+use wire::problem::Problem;
+
+use crate::control::{Control, Incident, Proposal, RevocationProof};
+use crate::door::ControlDoor;
+use crate::joiner::{JoinError, Joiner};
+use crate::projection::{Counts, EventView, GrantView, OrderView};
+use crate::schedule::TaskState;
+
+/// A guard's poll is held this long at most.
+const POLL_WAIT_MAX_MS: u64 = 1_000;
+/// A request for a task is held this long at most.
+const QUEUE_WAIT_MAX_MS: u64 = 5_000;
+
+/// What the routes share.
+pub struct Shared {
+    /// The control plane.
+    pub control: Arc<Control>,
+    /// The way to the log.
+    pub joiner: Joiner,
+}
+
+/// Routes for members: exactly the standing permissions.
+pub fn member_routes(shared: Arc<Shared>, journal: Arc<Journal>) -> Routes<Shared> {
+    let door = Arc::new(ControlDoor::new(shared.control.clone()));
+    Routes::new(shared, door, journal).with::<ReportStatus>().with::<VerifyRole>().with::<CheckQueue>().with::<Hear>()
+}
+
+/// Routes for operators.
+pub fn operator_routes(shared: Arc<Shared>, journal: Arc<Journal>) -> Routes<Shared> {
+    let door = Arc::new(ControlDoor::new(shared.control.clone()));
+    Routes::new(shared, door, journal)
+        .with::<ReadSummary>()
+        .with::<ReadAgents>()
+        .with::<ReadGrants>()
+        .with::<ReadOrders>()
+        .with::<ReadIncidents>()
+        .with::<ReadEvents>()
+        .with::<ReadProposals>()
+        .with::<ReadEquity>()
+        .with::<RevokeAgent>()
+        .with::<RevokeGrant>()
+        .with::<Kill>()
+        .with::<CreateTicket>()
+        .with::<Propose>()
+        .with::<Approve>()
+}
+
+/// The process name that an identity journals under.
+#[must_use]
+pub fn process_name(id: &SpiffeId) -> String {
+    let parts: Vec<&str> = id.path().split('/').filter(|part| !part.is_empty()).collect();
+    match parts.as_slice() {
+        ["agent", name] => (*name).to_owned(),
+        parts => parts.join("-"),
+    }
+}
+
+struct ReportStatus(StatusReport);
+
+impl Operation for ReportStatus {
+    type State = Shared;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/v1/status";
+    const NEEDS: Needs = Needs::Standing(StandingAction::ReportStatus);
+
+    fn parse(_query: &str, body: &[u8]) -> Result<Self, Problem> {
+        from_json(body).map(Self)
+    }
+
+    fn touched(&self, _state: &Shared) -> Touched {
+        Touched::default()
+    }
+
+    async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
+        let lines: Vec<Vec<u8>> = self.0.journal.into_iter().map(String::into_bytes).collect();
+        let joined = state.joiner.join(process_name(&pass.peer.id), lines).await.map_err(|error| match error {
+            JoinError::Refused(detail) => Problem::conflict("journal_refused", &detail),
+            JoinError::Failed(detail) => Problem::unavailable("log_failed", &detail),
+        })?;
+        if let Some(end) = &self.0.ended {
+            state.control.end_task(&pass.peer, end)?;
+        }
+        json(&StatusReply { joined })
+    }
+}
+
+struct VerifyRole;
+
+impl Operation for VerifyRole {
+    type State = Shared;
+    const METHOD: Method = Method::GET;
+    const PATH: &'static str = "/v1/role";
+    const NEEDS: Needs = Needs::Standing(StandingAction::VerifyRole);
+
+    fn parse(_query: &str, _body: &[u8]) -> Result<Self, Problem> {
+        Ok(Self)
+    }
+
+    fn touched(&self, _state: &Shared) -> Touched {
+        Touched::default()
+    }
+
+    async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
+        let quarantined =
+            state.control.state().registry.get(&pass.peer.id).is_none_or(|member| member.quarantined);
+        json(&RoleReply {
+            id: pass.peer.id.to_string(),
+            class: pass.peer.class.as_str().into(),
+            epoch: pass.peer.epoch,
+            quarantined,
+        })
+    }
+}
+
+struct CheckQueue(QueueRequest);
+
+impl Operation for CheckQueue {
+    type State = Shared;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/v1/queue";
+    const NEEDS: Needs = Needs::Standing(StandingAction::CheckQueue);
+
+    fn parse(_query: &str, body: &[u8]) -> Result<Self, Problem> {
+        from_json(body).map(Self)
+    }
+
+    fn touched(&self, _state: &Shared) -> Touched {
+        Touched::default()
+    }
+
+    async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
+        let wait = Duration::from_millis(self.0.wait_ms.min(QUEUE_WAIT_MAX_MS));
+        json(&state.control.take_task(&pass.peer, wait).await?)
+    }
+}
+
+struct Hear(RevocationPoll);
+
+impl Operation for Hear {
+    type State = Shared;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/v1/revocations";
+    const NEEDS: Needs = Needs::Standing(StandingAction::HearRevocations);
+
+    fn parse(_query: &str, body: &[u8]) -> Result<Self, Problem> {
+        from_json(body).map(Self)
+    }
+
+    fn touched(&self, _state: &Shared) -> Touched {
+        Touched::default()
+    }
+
+    async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
+        let wait = Duration::from_millis(self.0.wait_ms.min(POLL_WAIT_MAX_MS));
+        json(&state.control.hear_guard(pass.peer.id.as_str(), self.0.acknowledged, wait).await?)
+    }
+}
+
+/// What operators see first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Summary {
+    /// `running`, `ended`, or why the run stands still.
+    pub state: String,
+    /// Latest market day closed.
+    pub market_day: String,
+    /// Steps done and steps in all.
+    pub steps: (usize, usize),
+    /// Counts.
+    pub counts: Counts,
+    /// Equity of all portfolios together, millionths of a dollar.
+    pub equity: i64,
+    /// Cash at the start, all portfolios together, millionths of a dollar.
+    pub equity_start: i64,
+    /// Latest report of each portfolio.
+    pub reports: BTreeMap<String, serde_json::Value>,
+    /// Whether the run's end is in the log.
+    pub ended: bool,
+    /// Position of the revocation log.
+    pub revision: u64,
+    /// Open incidents.
+    pub incidents_open: usize,
+}
+
+/// A member, as operators see it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AgentView {
+    /// Name.
+    pub name: String,
+    /// SPIFFE ID.
+    pub id: String,
+    /// Peer class.
+    pub class: String,
+    /// Epoch of the identity.
+    pub epoch: u32,
+    /// `active`, `quarantined`, `reinstated` (to be enrolled anew) or `revoked`.
+    pub status: String,
+    /// When the certificate ends, in seconds since the Unix epoch.
+    pub expires: i64,
+    /// Task that it has.
+    pub task: Option<String>,
+}
+
+fn start_cash(control: &Control) -> BTreeMap<String, i64> {
+    let state = control.state();
+    state.schedule.plan().portfolios.iter().map(|portfolio| (portfolio.name.clone(), portfolio.cash)).collect()
+}
+
+fn summary(control: &Control) -> Summary {
+    let start = start_cash(control);
+    let state = control.state();
+    let view = control.projection();
+    let equity_start = start.values().fold(0_i64, |sum, cash| sum.saturating_add(*cash));
+    let equity = start
+        .iter()
+        .map(|(name, cash)| view.equity.get(name).and_then(|days| days.last()).map_or(*cash, |(_, equity, _)| *equity))
+        .fold(0_i64, i64::saturating_add);
+    Summary {
+        state: match state.schedule.halted() {
+            Some(why) => why.to_owned(),
+            None if view.ended => "ended".to_owned(),
+            None => "running".to_owned(),
+        },
+        market_day: view.market_day.clone(),
+        steps: (state.schedule.step(), state.schedule.plan().steps.len()),
+        counts: view.counts.clone(),
+        equity,
+        equity_start,
+        reports: view.reports.clone(),
+        ended: view.ended,
+        revision: state.revocations.head(),
+        incidents_open: state.incidents.values().filter(|incident| incident.open).count(),
+    }
+}
+
+fn agents(control: &Control) -> Vec<AgentView> {
+    let state = control.state();
+    let holding = |id: &SpiffeId| {
+        state
+            .schedule
+            .tasks()
+            .find(|task| matches!(&task.state, TaskState::Taken { holder, .. } if holder == id.as_str()))
+            .map(|task| task.id.clone())
+    };
+    state
+        .registry
+        .members()
+        .map(|member| AgentView {
+            name: process_name(&member.id),
+            id: member.id.to_string(),
+            class: PeerClass::of(&member.id).map_or("", PeerClass::as_str).to_owned(),
+            epoch: member.epoch,
+            status: match (member.quarantined, member.is_revoked()) {
+                (true, _) => "quarantined",
+                (false, true) => "reinstated",
+                (false, false) => "active",
+            }
+            .to_owned(),
+            expires: member.expires,
+            task: holding(&member.id),
+        })
+        .collect()
+}
+
+/// Makes a route by which operators read something.
+macro_rules! read_route {
+    ($name:ident, $path:literal, |$control:ident, $query:ident| $value:expr) => {
+        struct $name(String);
+
+        impl Operation for $name {
+            type State = Shared;
+            const METHOD: Method = Method::GET;
+            const PATH: &'static str = $path;
+            const NEEDS: Needs = Needs::Operator(OperatorAction::ReadStatus);
+
+            fn parse(query: &str, _body: &[u8]) -> Result<Self, Problem> {
+                Ok(Self(query.to_owned()))
+            }
+
+            fn touched(&self, _state: &Shared) -> Touched {
+                Touched { target: $path.to_owned(), ..Touched::default() }
+            }
+
+            async fn run(self, state: Arc<Shared>, _pass: Pass) -> Result<Response, Problem> {
+                let $control = &*state.control;
+                let $query = self.0.as_str();
+                json(&$value)
+            }
+        }
+    };
+}
+
+/// Rows answered to an operator at most.
+const ROWS_MAX: usize = 100_000;
+
+fn limit(query: &str) -> usize {
+    query_value(query, "limit").and_then(|text| text.parse().ok()).unwrap_or(ROWS_MAX).min(ROWS_MAX)
+}
+
+read_route!(ReadSummary, "/v1/summary", |control, _query| summary(control));
+read_route!(ReadAgents, "/v1/agents", |control, _query| agents(control));
+read_route!(ReadGrants, "/v1/grants", |control, query| {
+    let grants: Vec<GrantView> = control.projection().grants_at(wire::journal::unix_ms() / 1_000);
+    let from = grants.len().saturating_sub(limit(query));
+    grants.into_iter().skip(from).collect::<Vec<_>>()
+});
+read_route!(ReadOrders, "/v1/orders", |control, query| {
+    let mut orders: Vec<OrderView> = control.projection().orders.values().cloned().collect();
+    orders.sort_by(|left, right| (&left.market_time, &left.id).cmp(&(&right.market_time, &right.id)));
+    let from = orders.len().saturating_sub(limit(query));
+    orders.into_iter().skip(from).collect::<Vec<_>>()
+});
+read_route!(ReadIncidents, "/v1/incidents", |control, _query| {
+    control.state().incidents.values().cloned().collect::<Vec<Incident>>()
+});
+read_route!(ReadEvents, "/v1/events", |control, _query| {
+    control.projection().events.iter().cloned().collect::<Vec<EventView>>()
+});
+read_route!(ReadProposals, "/v1/proposals", |control, _query| {
+    control.state().proposals.values().cloned().collect::<Vec<Proposal>>()
+});
+read_route!(ReadEquity, "/v1/equity", |control, _query| {
+    let start = start_cash(control);
+    control.projection().total_equity(&start)
+});
+
+/// Names something, and why.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Aim {
+    /// What it is aimed at.
+    pub target: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Makes a route by which one operator restricts something; answered once the revocation is proven.
+macro_rules! strike_route {
+    ($name:ident, $path:literal, $action:ident, |$control:ident, $aim:ident, $by:ident| $strike:expr) => {
+        struct $name(Aim);
+
+        impl Operation for $name {
+            type State = Shared;
+            const METHOD: Method = Method::POST;
+            const PATH: &'static str = $path;
+            const NEEDS: Needs = Needs::Operator(OperatorAction::$action);
+
+            fn parse(_query: &str, body: &[u8]) -> Result<Self, Problem> {
+                from_json(body).map(Self)
+            }
+
+            fn touched(&self, _state: &Shared) -> Touched {
+                Touched { target: self.0.target.clone(), ..Touched::default() }
+            }
+
+            async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
+                let asked = Instant::now();
+                let ($control, $aim, $by) = (&*state.control, &self.0, pass.peer.id.as_str());
+                let revision = $strike?;
+                let proof: RevocationProof = $control.prove(revision, asked).await?;
+                json(&proof)
+            }
+        }
+    };
+}
+
+strike_route!(RevokeAgent, "/v1/revoke/agent", RevokeAgent, |control, aim, by| {
+    let id = agent_id(control, &aim.target)?;
+    control.revoke_agent(&id, by, &aim.reason)
+});
+strike_route!(RevokeGrant, "/v1/revoke/grant", RevokeGrant, |control, aim, by| {
+    control.revoke_grant(&aim.target, by, &aim.reason)
+});
+strike_route!(Kill, "/v1/kill", Kill, |control, aim, by| control.kill(by, &aim.reason));
+
+/// An agent by its name or by its SPIFFE ID.
+fn agent_id(control: &Control, name: &str) -> Result<SpiffeId, Problem> {
+    let wrong = |_| Problem::bad_request("no_such_agent", "name an agent, such as agent-2, or its SPIFFE ID");
+    if name.starts_with("spiffe://") {
+        name.parse().map_err(wrong)
+    } else {
+        SpiffeId::agent(&control.authorities.trust_domain, name).map_err(wrong)
+    }
+}
+
+struct CreateTicket(Aim);
+
+impl Operation for CreateTicket {
+    type State = Shared;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/v1/tickets";
+    const NEEDS: Needs = Needs::Operator(OperatorAction::CreateTicket);
+
+    fn parse(_query: &str, body: &[u8]) -> Result<Self, Problem> {
+        from_json(body).map(Self)
+    }
+
+    fn touched(&self, _state: &Shared) -> Touched {
+        Touched { target: self.0.target.clone(), ..Touched::default() }
+    }
+
+    async fn run(self, state: Arc<Shared>, _pass: Pass) -> Result<Response, Problem> {
+        let id: SpiffeId = self
+            .0
+            .target
+            .parse()
+            .map_err(|_| Problem::bad_request("bad_id", "the target must be a SPIFFE ID"))?;
+        let ticket = state.control.create_ticket(&id)?;
+        json(&serde_json::json!({ "id": id, "ticket": *ticket.to_text() }))
+    }
+}
+
+struct Propose(ProposeBody);
+
+/// Asks for something that takes two people.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProposeBody {
+    /// `reinstate_agent` or `clear_kill`.
+    pub action: String,
+    /// On what.
+    pub target: String,
+}
+
+impl Operation for Propose {
+    type State = Shared;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/v1/proposals";
+    const NEEDS: Needs = Needs::Operator(OperatorAction::Propose);
+
+    fn parse(_query: &str, body: &[u8]) -> Result<Self, Problem> {
+        from_json(body).map(Self)
+    }
+
+    fn touched(&self, _state: &Shared) -> Touched {
+        Touched { target: format!("{} {}", self.0.action, self.0.target), ..Touched::default() }
+    }
+
+    async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
+        let control = &state.control;
+        let target = match self.0.action.as_str() {
+            "reinstate_agent" => agent_id(control, &self.0.target)?.to_string(),
+            _ => self.0.target,
+        };
+        json(&control.propose(&self.0.action, &target, pass.peer.id.as_str())?)
+    }
+}
+
+struct Approve(Aim);
+
+impl Operation for Approve {
+    type State = Shared;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/v1/approvals";
+    const NEEDS: Needs = Needs::Operator(OperatorAction::Approve);
+
+    fn parse(_query: &str, body: &[u8]) -> Result<Self, Problem> {
+        from_json(body).map(Self)
+    }
+
+    fn touched(&self, state: &Shared) -> Touched {
+        let proposal = state.control.open_proposal(&self.0.target);
+        Touched {
+            target: self.0.target.clone(),
+            proposer: proposal.map(|proposal| proposal.proposer),
+            ..Touched::default()
+        }
+    }
+
+    async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
+        json(&state.control.approve(&self.0.target, pass.peer.id.as_str())?)
+    }
+}

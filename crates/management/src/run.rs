@@ -1,0 +1,247 @@
+//! Management as a process: puts the parts together, opens the listeners, and stops in order.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use access::policy::PolicySet;
+use access::revocation::RevocationLog;
+use audit::log::Log;
+use audit::record::Record;
+use identity::{Bundle, PeerClass, SpiffeId};
+use sentinel::{Playbook, Playbooks, Sentinel};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use wire::enrol::{EnrolReply, EnrolRequest, Newcomer};
+use wire::journal::{Journal, told, unix_ms};
+use wire::layout::{ConfigError, Layout, Topology, read_json};
+use wire::problem::Problem;
+use wire::server::{Connections, ServerOptions, serve};
+
+use crate::bootstrap::{self, BootstrapError, LEAF_TTL_S};
+use crate::control::{Control, KILLED, Progress, State};
+use crate::database::{Database, Table};
+use crate::joiner::{Joiner, replay};
+use crate::log_files::LogFiles;
+use crate::plan::Plan;
+use crate::registry::Registry;
+use crate::response::{ApprovedModules, Watch};
+use crate::routes::{Shared, member_routes, operator_routes};
+use crate::schedule::Schedule;
+
+/// The process's name in journals and directories.
+pub const NAME: &str = "management";
+
+/// Why management does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Keys and identities.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] wire::journal::JournalError),
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] crate::database::DatabaseError),
+    /// The log.
+    #[error("the log cannot be used: {0}; run `trader audit verify`")]
+    Log(#[from] audit::AuditError),
+    /// The revocation log.
+    #[error(transparent)]
+    Revocation(#[from] access::revocation::RevocationError),
+    /// A connection's identity.
+    #[error(transparent)]
+    Wire(#[from] wire::tls::WireError),
+    /// A file of the configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The operating system.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+fn config(path: &Path, problem: impl ToString) -> RunError {
+    ConfigError::new(path, problem).into()
+}
+
+fn read_text(path: &Path) -> Result<String, RunError> {
+    std::fs::read_to_string(path).map_err(|error| config(path, error))
+}
+
+/// Loads the policies of the state directory: one schema and every `.cedar` file beside it.
+///
+/// # Errors
+/// When they cannot be read, or are not valid: then nothing is allowed and management does not start.
+pub fn load_policy(layout: &Layout) -> Result<PolicySet, RunError> {
+    let directory = layout.config().join("policies");
+    let schema = read_text(&directory.join("schema.cedarschema"))?;
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(&directory).map_err(|error| config(&directory, error))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "cedar") {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            files.insert(name, read_text(&path)?);
+        }
+    }
+    let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    PolicySet::load(&schema, &files).map_err(|error| config(&directory, error))
+}
+
+fn load_watch(layout: &Layout, bundle: &Bundle) -> Result<Watch, RunError> {
+    let directory = layout.config().join("policies");
+    let path = directory.join("sentinel.toml");
+    let thresholds = sentinel::Config::parse(&read_text(&path)?).map_err(|error| config(&path, error))?;
+    let mut playbooks = Vec::new();
+    let books = directory.join("playbooks");
+    for entry in std::fs::read_dir(&books).map_err(|error| config(&books, error))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            playbooks.push(Playbook::parse(&read_text(&path)?).map_err(|error| config(&path, error))?);
+        }
+    }
+    let playbooks = Playbooks::new(playbooks).map_err(|error| config(&books, error))?;
+    Ok(Watch::new(Sentinel::new(thresholds), playbooks, ApprovedModules::new(layout, bundle)))
+}
+
+fn load_state(database: &Database, plan: Plan, killed: bool, now_ms: u64) -> Result<State, RunError> {
+    let progress: Option<Progress> = database.get(Table::Tasks, "progress")?;
+    let progress =
+        progress.unwrap_or(Progress { step: 0, tasks: Vec::new(), equity: BTreeMap::new(), ended: false });
+    let mut schedule = Schedule::new(plan, progress.step, progress.tasks);
+    if killed {
+        schedule.halt(KILLED);
+    }
+    let incidents: Vec<crate::control::Incident> = database.all(Table::Incidents)?;
+    let proposals: Vec<crate::control::Proposal> = database.all(Table::Proposals)?;
+    Ok(State {
+        schedule,
+        registry: Registry::new(database.all(Table::Members)?),
+        tickets: database.get(Table::Tickets, "book")?.unwrap_or_default(),
+        revocations: RevocationLog::restore(database.all(Table::Revocations)?, now_ms)?,
+        incidents: incidents.into_iter().map(|incident| (incident.id.clone(), incident)).collect(),
+        proposals: proposals.into_iter().map(|proposal| (proposal.id.clone(), proposal)).collect(),
+        equity: progress.equity,
+        not_before: None,
+        ended: progress.ended,
+    })
+}
+
+/// Runs management until told to stop.
+///
+/// # Errors
+/// When it cannot start; once it runs it goes on, and denies what it cannot record.
+pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -> Result<(), RunError> {
+    let topology: Topology = read_json(&layout.topology())?;
+    let plan: Plan = read_json(&layout.plan())?;
+    let authorities = bootstrap::authorities(&layout)?;
+    let log_key = bootstrap::log_key(&layout)?;
+    let (_, bundle) = bootstrap::bundle(&layout)?;
+    let own_id = SpiffeId::management(&bundle.trust_domain).map_err(BootstrapError::from)?;
+    let identity = Arc::new(bootstrap::issue_here(&authorities, &own_id, &layout.identity(NAME))?);
+    let journal = Journal::open(&layout.journal(NAME), NAME)?;
+    let database = Database::open(&layout.process(NAME).join("management.db"))?;
+    let mut watcher = load_watch(&layout, &bundle)?;
+    let state = load_state(&database, plan, layout.kill_latch().exists(), 0)?;
+    let first_start = state.schedule.step() == 0 && !state.schedule.tasks().any(|task| task.attempt > 0);
+    let connections = Connections::new();
+    let control = Arc::new(Control::new(
+        state,
+        load_policy(&layout)?,
+        authorities,
+        journal.clone(),
+        database,
+        connections.clone(),
+        layout.kill_latch(),
+    ));
+    let log = Log::open(LogFiles::open(&layout.log())?, &log_origin(&bundle.trust_domain), log_key)?;
+    let joined = replay(&log, &control, &mut watcher)?;
+    journal.joined(joined.get(NAME).copied().unwrap_or(0));
+    journal.record_durably(&Record::Started { program })?;
+    if first_start {
+        control.announce_tasks(&control.state()).map_err(BootstrapError::from)?;
+    }
+    let joiner = Joiner::start(log, control.clone(), watcher)?;
+    let shared = Arc::new(Shared { control: control.clone(), joiner: joiner.clone() });
+
+    let mut servers = tokio::task::JoinSet::new();
+    for (class, address) in &topology.management {
+        let Some(class) = PeerClass::parse(class) else {
+            return Err(config(&layout.topology(), format!("{class} is no peer class")));
+        };
+        let routes = match class {
+            PeerClass::Operators => operator_routes(shared.clone(), journal.clone()),
+            _ => member_routes(shared.clone(), journal.clone()),
+        };
+        let tls = wire::tls::server_config(&identity, class)?;
+        let listener = TcpListener::bind(*address).await?;
+        let options = ServerOptions::default();
+        servers.spawn(serve(listener, tls, routes.into_router(), options, connections.clone(), stop.clone()));
+    }
+    let enrolment = wire::enrol::enrolment_server_config(&identity)?;
+    let listener = TcpListener::bind(topology.enrolment).await?;
+    let router = wire::guard::enrolment_router({
+        let control = control.clone();
+        move |newcomer, request| enrol(&control, &newcomer, &request)
+    });
+    servers.spawn(serve(listener, enrolment, router, ServerOptions::default(), connections, stop.clone()));
+    servers.spawn(join_own(journal, joiner, stop.clone()));
+    servers.spawn(sweep(control, stop));
+    while servers.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// The log's name, for ever: it stands in every checkpoint.
+#[must_use]
+pub fn log_origin(trust_domain: &str) -> String {
+    format!("{trust_domain}/audit")
+}
+
+fn enrol(control: &Control, newcomer: &Newcomer, request: &EnrolRequest) -> Result<EnrolReply, Problem> {
+    let refused = || Problem::forbidden("enrolment_refused", "the ticket is not good for this identity");
+    let ticket = identity::Ticket::parse(&request.ticket).map_err(|_| refused())?;
+    let certificate = control.enrol(ticket.secret(), &request.id, &newcomer.spki_der, LEAF_TTL_S)?;
+    Ok(EnrolReply::new(&certificate, control.authorities.bundle.clone()))
+}
+
+/// Joins management's own journal like everybody else's.
+async fn join_own(journal: Arc<Journal>, joiner: Joiner, mut stop: watch::Receiver<bool>) {
+    loop {
+        let lines: Vec<Vec<u8>> = journal.unjoined().into_iter().map(String::into_bytes).collect();
+        if lines.is_empty() {
+            if *stop.borrow() {
+                return;
+            }
+            tokio::select! {
+                () = journal.grown(Duration::from_secs(1)) => {}
+                _ = stop.changed() => {}
+            }
+            continue;
+        }
+        match joiner.join(NAME.to_owned(), lines).await {
+            Ok(joined) => journal.joined(joined),
+            Err(error) => {
+                tracing::error!(%error, "management's own journal cannot be joined");
+                if *stop.borrow() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        }
+    }
+}
+
+/// Looks after tasks that are held too long.
+async fn sweep(control: Arc<Control>, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => {
+                if let Err(error) = control.expire_tasks() {
+                    tracing::error!(%error, at_ms = unix_ms(), "tasks could not be given to others");
+                }
+            }
+            () = told(&mut stop) => return,
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! A whole system under test: the real binary, started in a fresh directory, with everything that a test wants to do to it.
+//!
+//! Nothing is faked: the processes are separate, the connections are TLS, the files are files. A system that is dropped is
+//! stopped.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// Whole systems run one at a time: they are measured by what they do, and share two cores.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// How long anything may take before the test gives up on it.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A running system.
+pub struct System {
+    trader: PathBuf,
+    directory: tempfile::TempDir,
+    up: Option<Child>,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl System {
+    /// Starts `trader up` with more arguments.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start(trader: &Path, arguments: &[&str]) -> Self {
+        let mut system = Self::prepare(trader);
+        system.up(arguments);
+        system
+    }
+
+    /// A fresh directory in which nothing is started yet.
+    ///
+    /// # Panics
+    /// When there can be none.
+    #[must_use]
+    pub fn prepare(trader: &Path) -> Self {
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = tempfile::tempdir().unwrap_or_else(|error| panic!("no temporary directory: {error}"));
+        Self { trader: trader.to_owned(), directory, up: None, _alone: alone }
+    }
+
+    /// Starts `trader up` on the directory as it is.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn up(&mut self, arguments: &[&str]) {
+        let child = Command::new(&self.trader)
+            .arg("up")
+            .arg("--dir")
+            .arg(self.dir())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        self.up = Some(child.unwrap_or_else(|error| panic!("trader does not start: {error}")));
+    }
+
+    /// The state directory.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// Runs a command on the system and returns what it printed.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Output {
+        let output = Command::new(&self.trader).args(arguments).arg("--dir").arg(self.dir()).output();
+        output.unwrap_or_else(|error| panic!("trader does not start: {error}"))
+    }
+
+    /// Runs a command with `--json` and returns the value.
+    ///
+    /// # Panics
+    /// When it fails or prints something else.
+    #[must_use]
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.command(&[arguments, &["--json"]].concat());
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        parse(&output.stdout)
+    }
+
+    /// Waits until the system's status is as wanted, and returns it.
+    ///
+    /// # Panics
+    /// When that does not come.
+    pub fn wait_until(&self, what: &str, mut wanted: impl FnMut(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let output = self.command(&["status", "--json"]);
+            if output.status.success() {
+                let status = parse(&output.stdout);
+                if wanted(&status) {
+                    return status;
+                }
+            }
+            assert!(Instant::now() < deadline, "this did not come: {what}\n{}", self.outputs());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until so many orders were filled.
+    pub fn wait_for_fills(&self, fills: u64) -> Value {
+        self.wait_until(&format!("{fills} fills"), |status| {
+            status.pointer("/counts/fills").and_then(Value::as_u64).is_some_and(|found| found >= fills)
+        })
+    }
+
+    /// The process id of one of the system's processes.
+    ///
+    /// # Panics
+    /// When it is not known.
+    #[must_use]
+    pub fn pid(&self, process: &str) -> Pid {
+        let path = self.dir().join("processes").join(process).join("pid");
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Pid::from_raw(text.trim().parse().unwrap_or_else(|_| panic!("{} holds no process id", path.display())))
+    }
+
+    /// Sends a signal to one of the system's processes.
+    ///
+    /// # Panics
+    /// When there is no such process.
+    pub fn signal(&self, process: &str, signal: Signal) {
+        if let Err(error) = kill(self.pid(process), signal) {
+            panic!("{process} cannot be sent {signal}: {error}");
+        }
+    }
+
+    /// Waits until `trader up` ends by itself, and returns its exit status and what it printed.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn finish(&mut self) -> (bool, Value) {
+        let Some(mut up) = self.up.take() else { panic!("nothing was started") };
+        let deadline = Instant::now() + PATIENCE;
+        while matches!(up.try_wait(), Ok(None)) {
+            if Instant::now() > deadline {
+                let _ = up.kill();
+                panic!("the run does not end\n{}", self.outputs());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let output = up.wait_with_output().unwrap_or_else(|error| panic!("no output: {error}"));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.stdout.is_empty(), "nothing was printed; it said:\n{said}\n{}", self.outputs());
+        (output.status.success(), parse(&output.stdout))
+    }
+
+    /// Tells `trader up` to stop, and waits until it has.
+    ///
+    /// # Panics
+    /// When it does not stop.
+    pub fn stop(&mut self) -> Output {
+        let Some(up) = self.up.take() else { panic!("nothing was started") };
+        interrupt(&up);
+        up.wait_with_output().unwrap_or_else(|error| panic!("no output: {error}"))
+    }
+
+    /// The last words of every process, for a test that fails.
+    #[must_use]
+    pub fn outputs(&self) -> String {
+        let mut all = String::new();
+        let Ok(processes) = std::fs::read_dir(self.dir().join("processes")) else { return all };
+        for process in processes.flatten() {
+            let text = std::fs::read_to_string(process.path().join("output.log")).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            let last = lines.get(lines.len().saturating_sub(5)..).unwrap_or_default();
+            if !last.is_empty() {
+                all.push_str(&format!("{}:\n  {}\n", process.file_name().to_string_lossy(), last.join("\n  ")));
+            }
+        }
+        all
+    }
+
+    /// Every entry that the system's log holds, oldest first, with the process that wrote it.
+    ///
+    /// # Panics
+    /// When the journals cannot be read.
+    #[must_use]
+    pub fn journal(&self, process: &str) -> Vec<Value> {
+        let path = self.dir().join("processes").join(process).join("journal").join(format!("{process}.journal"));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        if let Some(mut up) = self.up.take() {
+            interrupt(&up);
+            let _ = up.wait();
+        }
+    }
+}
+
+fn interrupt(up: &Child) {
+    if let Ok(id) = i32::try_from(up.id()) {
+        let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+    }
+}
+
+fn parse(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes)
+        .unwrap_or_else(|error| panic!("not one JSON value ({error}): {}", String::from_utf8_lossy(bytes)))
+}

@@ -1,0 +1,91 @@
+//! An operator's way to management: the identity of a person, and one connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use identity::{PeerClass, SpiffeId};
+use management::bootstrap;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use wire::client::{Client, ClientError};
+use wire::http::Method;
+use wire::journal::unix_ms;
+use wire::layout::{Layout, Topology, read_json};
+use wire::tls::Identity;
+
+use crate::cli::Ask;
+use crate::output::Failure;
+
+/// An identity with less life than this is renewed before it is used, in seconds.
+const RENEW_BELOW_S: i64 = 12 * 3_600;
+/// How long an answer may take; a revocation's proof takes 2 s when a guard is gone.
+const TIMEOUT: Duration = Duration::from_secs(8);
+
+/// One operator, connected to management.
+pub(crate) struct Operator {
+    client: Client,
+}
+
+impl Operator {
+    /// Connects in the name of the operator that was asked for.
+    pub(crate) fn of(ask: &Ask) -> Result<Self, Failure> {
+        Self::connect(&Layout::new(&ask.dir.dir), &ask.operator)
+    }
+
+    /// Connects in the name of an operator. An identity that is about to end is issued anew where the authorities' keys
+    /// are at hand, which is on the machine that runs management.
+    pub(crate) fn connect(layout: &Layout, name: &str) -> Result<Self, Failure> {
+        if !bootstrap::is_done(layout) {
+            return Err(Failure::refused(format!(
+                "there is no system in {}; start one with `trader up`, or name its directory with --dir",
+                layout.root().display()
+            )));
+        }
+        let directory = layout.operator(name);
+        let fresh = Identity::load(&directory).ok().filter(|held| held.expires() > unix_ms() / 1_000 + RENEW_BELOW_S);
+        let identity = match fresh {
+            Some(identity) => identity,
+            None if directory.exists() => issue(layout, name)?,
+            None => {
+                return Err(Failure::refused(format!("there is no operator {name} in {}", directory.display())));
+            }
+        };
+        let topology: Topology = read_json(&layout.topology()).map_err(Failure::broken)?;
+        let address = topology
+            .management
+            .get(PeerClass::Operators.as_str())
+            .ok_or_else(|| Failure::broken("the topology names no listener for operators"))?;
+        let client =
+            Client::new(Arc::new(identity), PeerClass::Management, None, *address).map_err(Failure::broken)?;
+        Ok(Self { client })
+    }
+
+    /// Reads something.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.client.call_json(Method::GET, path, &[], None::<&()>, TIMEOUT).await.map_err(failure)
+    }
+
+    /// Asks for something.
+    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+        self.client.call_json(Method::POST, path, &[], Some(body), TIMEOUT).await.map_err(failure)
+    }
+}
+
+/// Issues an operator's identity with the authority at hand.
+pub(crate) fn issue(layout: &Layout, name: &str) -> Result<Identity, Failure> {
+    let authorities = bootstrap::authorities(layout).map_err(Failure::broken)?;
+    let id = SpiffeId::operator(&authorities.trust_domain, name).map_err(Failure::refused)?;
+    bootstrap::issue_here(&authorities, &id, &layout.operator(name)).map_err(Failure::broken)
+}
+
+fn failure(error: ClientError) -> Failure {
+    match error {
+        ClientError::Refused(problem) if problem.status < 500 => {
+            Failure::refused(format!("{}: {}", problem.code, problem.detail))
+        }
+        ClientError::Connect { .. } => {
+            Failure::refused("management does not answer: is the system running? Start it with `trader up`")
+        }
+        error => Failure::broken(error),
+    }
+}

@@ -1,0 +1,40 @@
+//! The whole system, as a stranger meets it: the real binary, real processes, real connections.
+//!
+//! Each test starts a system of its own in a fresh directory and attacks, kills or just watches it. They run one at a time.
+
+mod anomalies;
+mod attacks;
+mod crashes;
+mod modules;
+mod runs;
+
+use std::path::Path;
+
+use testkit::system::System;
+
+/// The last market day of a short run: some two years of trading.
+const SHORT: &[&str] = &["--exit-when-done", "--json", "--until", "1994-03-31"];
+
+fn trader() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_trader"))
+}
+
+fn short_run() -> System {
+    System::start(trader(), SHORT)
+}
+
+/// What must be the same in every run with the same seed: each order with what became of it, and the equity.
+fn outcome(system: &System, summary: &serde_json::Value) -> (Vec<String>, String) {
+    let orders = system.json(&["order", "list"]);
+    let lines = orders
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|order| {
+            ["id", "symbol", "side", "quantity", "price", "market_time", "status", "reason"]
+                .map(|field| order[field].to_string())
+                .join(" ")
+        })
+        .collect();
+    (lines, summary["equity_end"].to_string())
+}

@@ -1,0 +1,243 @@
+//! Enrolment: how a newcomer with a ticket gets its first certificate.
+//!
+//! The newcomer makes its key, connects with a self-signed certificate (so the handshake itself proves that
+//! it holds the key), and accepts only a server whose certificate leads through a management authority to the
+//! root named in the ticket. Only then does it send the ticket. What comes back is checked against the same
+//! root before it is stored.
+//!
+//! INVARIANT: the ticket's secret is sent to nobody who did not prove to be management under the ticket's
+//! root.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use identity::{AuthorityCertificate, IdentityError, PeerClass, SignedBundle, SpiffeId, Ticket};
+use keys::VerifyingKey;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use webpki::KeyUsage;
+
+use crate::client::{Client, ClientError};
+use crate::tls::{self, ClassVerifier, Identity, ServerTls, WireError};
+
+/// The route of enrolment; a POST of [`EnrolRequest`], answered with [`EnrolReply`].
+pub const ENROL_PATH: &str = "/v1/enrol";
+
+/// How long a newcomer waits for management to come up.
+pub const WAIT_MAX: Duration = Duration::from_secs(30);
+
+const RETRY: Duration = Duration::from_millis(100);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The other end of a connection at the newcomers' door. It has proven that it holds the key, and nothing
+/// else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Newcomer {
+    /// The public key to be certified: SubjectPublicKeyInfo, DER.
+    pub spki_der: Vec<u8>,
+    /// Its SHA-256.
+    pub key: [u8; 32],
+}
+
+impl Newcomer {
+    /// What the certificate of a connection at the newcomers' door says.
+    pub(crate) fn of(certificate: &[u8]) -> Option<Self> {
+        let spki_der = identity::leaf::newcomer_key(certificate).ok()?;
+        let key = keys::Digest::of(&spki_der).0;
+        Some(Self { spki_der, key })
+    }
+}
+
+/// What a newcomer sends.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnrolRequest {
+    /// The ticket, as it was handed out.
+    pub ticket: String,
+    /// Who the newcomer says it is; must be whom the ticket was made for.
+    pub id: SpiffeId,
+}
+
+/// What it gets.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnrolReply {
+    /// Its certificate: DER, base64.
+    pub certificate: String,
+    /// Whom it may trust from now on.
+    pub bundle: SignedBundle,
+}
+
+impl EnrolReply {
+    /// A reply for a certificate (DER).
+    #[must_use]
+    pub fn new(certificate_der: &[u8], bundle: SignedBundle) -> Self {
+        Self { certificate: BASE64_STANDARD.encode(certificate_der), bundle }
+    }
+}
+
+/// TLS for management's listener of newcomers. Requests carry a [`Newcomer`] in their extensions, and no
+/// peer.
+///
+/// # Errors
+/// [`WireError::Tls`] when the library refuses.
+pub fn enrolment_server_config(identity: &Identity) -> Result<ServerTls, WireError> {
+    tls::newcomers_config(identity, Arc::new(NewcomerVerifier))
+}
+
+/// Enrols with a ticket and stores the identity in `directory`. Waits for management to come up, at most
+/// [`WAIT_MAX`].
+///
+/// # Errors
+/// [`WireError::Identity`] when the ticket is unreadable or the reply does not stand under its root,
+/// [`WireError::Enrolment`] when management cannot be reached, is not management, or refuses.
+pub async fn enrol(
+    address: SocketAddr,
+    ticket: &str,
+    id: &SpiffeId,
+    directory: &Path,
+) -> Result<Identity, WireError> {
+    let ticket = Ticket::parse(ticket)?;
+    let key = tls::new_key()?;
+    let verifier =
+        ManagementVerifier { root: *ticket.root(), management: SpiffeId::management(id.trust_domain())? };
+    let config = tls::client(Arc::new(verifier), vec![key.self_signed()?], key.private())?;
+    let client = Client::with_config(config, address);
+    let request = EnrolRequest { ticket: ticket.to_text().to_string(), id: id.clone() };
+    let reply = ask(&client, &request).await.map_err(WireError::Enrolment)?;
+
+    let certificate = BASE64_STANDARD
+        .decode(&reply.certificate)
+        .map_err(|_| IdentityError::Certificate("the reply's certificate is unreadable"))?;
+    let identity = Identity::new(key, certificate, reply.bundle, *ticket.root())?;
+    if identity.id() != id {
+        return Err(IdentityError::Certificate("the reply's certificate is for another id").into());
+    }
+    identity.save(directory)?;
+    Ok(identity)
+}
+
+/// Asks until management listens. Only a connection that never came about is tried again: a ticket works
+/// once, so after anything else a second try would be refused and hide the first error.
+async fn ask(client: &Client, request: &EnrolRequest) -> Result<EnrolReply, ClientError> {
+    let until = Instant::now() + WAIT_MAX;
+    loop {
+        let reply =
+            client.call_json(hyper::Method::POST, ENROL_PATH, &[], Some(request), REQUEST_TIMEOUT).await;
+        match reply {
+            Err(ClientError::Connect { .. }) if Instant::now() < until => tokio::time::sleep(RETRY).await,
+            other => return other,
+        }
+    }
+}
+
+/// Accepts a certificate that shows a P-256 key and was made by the one who shows it.
+#[derive(Debug)]
+struct NewcomerVerifier;
+
+impl ClientCertVerifier for NewcomerVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        tls::check_chain_size(end_entity, intermediates)?;
+        if !intermediates.is_empty() {
+            return Err(tls::refused(IdentityError::Certificate("a newcomer has no authority")));
+        }
+        identity::leaf::newcomer_key(end_entity).map_err(tls::refused)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(tls::no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        tls::verify_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}
+
+/// Accepts management alone, by a chain that ends in the ticket's root.
+#[derive(Debug)]
+struct ManagementVerifier {
+    root: VerifyingKey,
+    management: SpiffeId,
+}
+
+impl ServerCertVerifier for ManagementVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        tls::check_chain_size(end_entity, intermediates)?;
+        let [authority] = intermediates else {
+            return Err(tls::refused(IdentityError::Certificate("management must send its authority along")));
+        };
+        let authority = AuthorityCertificate::parse(authority).map_err(tls::refused)?;
+        // The class stands in the authority's own certificate, under the root's signature: an authority for
+        // agents that certified the name of management would be refused here.
+        if authority.class() != PeerClass::Management {
+            return Err(tls::refused(IdentityError::Certificate("the authority is not management's")));
+        }
+        authority.verify(&self.root, tls::seconds(now)).map_err(tls::refused)?;
+        let verifier = ClassVerifier::new(authority, Some(self.management.clone()))
+            .map_err(|_| tls::refused(IdentityError::Certificate("the authority is no trust anchor")))?;
+        verifier.check(end_entity, &[], now, KeyUsage::server_auth())?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(tls::no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        tls::verify_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        tls::schemes()
+    }
+}

@@ -1,0 +1,20 @@
+//! The TLS and HTTP edge that every process shares.
+//!
+//! Owns: peer identity on every connection, the accept loop and its limits, the client, the guard in front of every
+//! route, the journal file, the revocation feed. Knows nothing of trading.
+//!
+//! INVARIANT: a handler behind [`guard`] runs only after an allowing decision was journalled.
+
+pub mod tls;
+pub mod server;
+pub mod client;
+pub mod problem;
+pub mod files;
+pub mod layout;
+pub mod enrol;
+pub mod api;
+pub mod journal;
+pub mod guard;
+pub mod revocations;
+
+pub use axum::http;

@@ -1,0 +1,426 @@
+//! The accept loop: TLS, limits, who is asking, and a way to cut a peer off at once.
+//!
+//! Owns everything between the socket and the router. A request reaches the router only with a verified
+//! caller in its extensions, a path of one spelling and bounded size; a handler that panics costs its
+//! request, not the process. Decides nothing about permission.
+//!
+//! INVARIANT: no connection outlives its peer's certificate, nor [`Connections::cut`].
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::DefaultBodyLimit;
+use axum::response::{IntoResponse as _, Response};
+use http_body_util::Limited;
+use hyper::Request;
+use hyper::body::{Body as _, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use identity::SpiffeId;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+
+use crate::enrol::Newcomer;
+use crate::problem::Problem;
+use crate::tls::{self, Door, Peer, ServerTls};
+
+/// How long a handshake may take.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Most connections of one listener, those in their handshake included; the next is closed at once.
+pub const CONNECTIONS_MAX: usize = 512;
+
+/// Most connections of one peer to one process.
+pub const CONNECTIONS_PER_PEER_MAX: usize = 128;
+
+/// How long a peer may take to send the head of a request, and to send the next request on a kept connection.
+pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a request may take as a whole, from its head to the head of its reply.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Most headers of a request (431 beyond).
+pub const HEADERS_MAX: usize = 64;
+
+/// Largest head of a request, in bytes (431 beyond).
+pub const HEAD_BYTES_MAX: usize = 32 * 1024;
+
+/// Longest path with query, in bytes (400 beyond).
+pub const PATH_BYTES_MAX: usize = 4096;
+
+/// Largest body of a request, in bytes (413 beyond).
+pub const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Longest life of a connection, so that certificates are looked at again.
+pub const CONNECTION_AGE_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// How long requests that are under way may take when a connection is to end.
+pub const STOP_GRACE: Duration = Duration::from_secs(3);
+
+/// How long to rest when the operating system has no more sockets to give.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+
+/// Limits that a listener may tighten. They cannot be loosened beyond this module's constants.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerOptions {
+    /// Most connections at once.
+    pub connections_max: usize,
+    /// Longest life of a connection.
+    pub connection_age_max: Duration,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self { connections_max: CONNECTIONS_MAX, connection_age_max: CONNECTION_AGE_MAX }
+    }
+}
+
+/// The connections of a process that are open now. One may be shared by all its listeners.
+#[derive(Debug, Default)]
+pub struct Connections {
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    next: u64,
+    /// By peer; newcomers, who have no id, under `None`.
+    by_peer: BTreeMap<Option<SpiffeId>, BTreeMap<u64, watch::Sender<bool>>>,
+}
+
+impl Connections {
+    /// No connection yet.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Cuts every connection of a peer at once, requests under way included. Returns how many there were. A
+    /// connection that is made afterwards is the guard's to refuse.
+    pub fn cut(&self, id: &SpiffeId) -> usize {
+        // A cut connection is unregistered when its task ends, so its sender stays in the map until then.
+        self.lock().by_peer.get(&Some(id.clone())).map_or(0, |open| {
+            open.values().for_each(|cut| {
+                let _ = cut.send(true);
+            });
+            open.len()
+        })
+    }
+
+    /// Cuts every connection at once. Returns how many there were.
+    pub fn cut_all(&self) -> usize {
+        let open = self.lock();
+        open.by_peer
+            .values()
+            .flat_map(BTreeMap::values)
+            .map(|cut| {
+                let _ = cut.send(true);
+            })
+            .count()
+    }
+
+    /// How many connections are open.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.lock().by_peer.values().map(BTreeMap::len).sum()
+    }
+
+    fn enter(self: &Arc<Self>, id: Option<SpiffeId>) -> Option<Entered> {
+        let mut open = self.lock();
+        let number = open.next;
+        open.next += 1;
+        let of_peer = open.by_peer.entry(id.clone()).or_default();
+        if id.is_some() && of_peer.len() >= CONNECTIONS_PER_PEER_MAX {
+            return None;
+        }
+        let (sender, cut) = watch::channel(false);
+        of_peer.insert(number, sender);
+        Some(Entered { connections: self.clone(), id, number, cut })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's place in the list; dropping it gives the place up.
+struct Entered {
+    connections: Arc<Connections>,
+    id: Option<SpiffeId>,
+    number: u64,
+    cut: watch::Receiver<bool>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut open = self.connections.lock();
+        if let Some(of_peer) = open.by_peer.get_mut(&self.id) {
+            of_peer.remove(&self.number);
+            if of_peer.is_empty() {
+                open.by_peer.remove(&self.id);
+            }
+        }
+    }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone)]
+enum Caller {
+    Peer(Peer),
+    Newcomer(Newcomer),
+}
+
+impl Caller {
+    fn of(door: Door, certificate: &[u8]) -> Option<Self> {
+        match door {
+            Door::Peers(_) => door.peer(certificate).map(Self::Peer),
+            Door::Newcomers => Newcomer::of(certificate).map(Self::Newcomer),
+        }
+    }
+
+    fn id(&self) -> Option<&SpiffeId> {
+        match self {
+            Self::Peer(peer) => Some(&peer.id),
+            Self::Newcomer(_) => None,
+        }
+    }
+
+    /// When its certificate ends; a newcomer's says nothing.
+    fn expires(&self) -> Option<i64> {
+        match self {
+            Self::Peer(peer) => Some(peer.expires),
+            Self::Newcomer(_) => None,
+        }
+    }
+}
+
+/// What every connection of a listener shares.
+struct Shared {
+    acceptor: TlsAcceptor,
+    door: Door,
+    service: TowerToHyperService<Router>,
+    connections: Arc<Connections>,
+    age_max: Duration,
+}
+
+/// Serves a router until told to stop (or until the sender of `stop` is gone), then lets requests under way
+/// finish for [`STOP_GRACE`]. Requests carry an `Extension<Peer>`, at the newcomers' door an
+/// `Extension<Newcomer>`.
+pub async fn serve(
+    listener: TcpListener,
+    tls: ServerTls,
+    router: Router,
+    options: ServerOptions,
+    connections: Arc<Connections>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let permits = Arc::new(Semaphore::new(options.connections_max.min(CONNECTIONS_MAX)));
+    let shared = Arc::new(Shared {
+        acceptor: TlsAcceptor::from(tls.config),
+        door: tls.door,
+        service: TowerToHyperService::new(router.layer(DefaultBodyLimit::max(BODY_BYTES_MAX))),
+        connections,
+        age_max: options.connection_age_max.min(CONNECTION_AGE_MAX),
+    });
+    let stop_for_connections = stop.clone();
+    let mut tasks = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = told(&mut stop) => break,
+            Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => match permits.clone().try_acquire_owned() {
+                Ok(permit) => {
+                    let (shared, stop) = (shared.clone(), stop_for_connections.clone());
+                    tasks.spawn(async move {
+                        connection(stream, &shared, stop).await;
+                        drop(permit);
+                    });
+                }
+                Err(_) => tracing::warn!("a connection was closed at once: there are too many"),
+            },
+            Err(error) => {
+                tracing::warn!(%error, "no connection could be accepted");
+                tokio::time::sleep(ACCEPT_REST).await;
+            }
+        }
+    }
+    drop(listener);
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    // What has not ended by itself is aborted when the set is dropped.
+    let _ = tokio::time::timeout(STOP_GRACE * 2, ended).await;
+}
+
+/// Completes when the flag is raised or nobody is left to raise it.
+async fn told(flag: &mut watch::Receiver<bool>) {
+    let _ = flag.wait_for(|raised| *raised).await;
+}
+
+async fn connection(stream: TcpStream, shared: &Shared, mut stop: watch::Receiver<bool>) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection ended before its handshake");
+        return;
+    }
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, shared.acceptor.accept(stream));
+    let stream = match handshake.await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::info!(%error, "a handshake failed");
+            return;
+        }
+        Err(_) => {
+            tracing::info!("a handshake took too long");
+            return;
+        }
+    };
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let Some(caller) = certificate.and_then(|certificate| Caller::of(shared.door, certificate)) else {
+        tracing::warn!("a verified certificate says nothing that this door takes");
+        return;
+    };
+    let Some(mut entered) = shared.connections.enter(caller.id().cloned()) else {
+        tracing::warn!(peer = ?caller.id(), "a connection was closed at once: the peer has too many");
+        return;
+    };
+
+    let (soft, hard) = life(Instant::now(), tls::unix_now(), caller.expires(), shared.age_max);
+    let service = service_fn(|request| answer(request, shared.service.clone(), caller.clone()));
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .half_close(false)
+            .header_read_timeout(HEADER_READ_TIMEOUT)
+            .max_headers(HEADERS_MAX)
+            .max_header_size(HEAD_BYTES_MAX)
+            .max_buf_size(2 * HEAD_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    let mut ending = false;
+    let mut soft = pin!(tokio::time::sleep_until(soft));
+    let mut hard = pin!(tokio::time::sleep_until(hard));
+    loop {
+        tokio::select! {
+            biased;
+            () = told(&mut entered.cut) => {
+                tracing::info!(peer = ?caller.id(), "a connection was cut");
+                return;
+            }
+            () = hard.as_mut() => return,
+            () = told(&mut stop), if !ending => {
+                ending = true;
+                connection.as_mut().graceful_shutdown();
+                let until = hard.deadline().min(Instant::now() + STOP_GRACE);
+                hard.as_mut().reset(until);
+            }
+            () = soft.as_mut(), if !ending => {
+                ending = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "a connection ended");
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// When a connection takes no more requests, and when it is closed whatever happens: after its longest life
+/// and a grace, and never past the end of the peer's certificate.
+fn life(start: Instant, now: i64, expires: Option<i64>, age_max: Duration) -> (Instant, Instant) {
+    let hard = match expires {
+        Some(expires) => {
+            let left = u64::try_from(expires.saturating_sub(now)).unwrap_or(0);
+            (age_max + STOP_GRACE).min(Duration::from_secs(left))
+        }
+        None => age_max + STOP_GRACE,
+    };
+    (start + hard.saturating_sub(STOP_GRACE), start + hard)
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    service: TowerToHyperService<Router>,
+    caller: Caller,
+) -> Result<Response, Infallible> {
+    if let Err(problem) = check(&request) {
+        return Ok(problem.into_response());
+    }
+    // The timer ends the connection too, but a machine that slept wakes up with late timers and a right
+    // clock.
+    if caller.expires().is_some_and(|expires| tls::unix_now() >= expires) {
+        let detail = "the certificate of this connection has expired";
+        return Ok(Problem::unauthorized("certificate_expired", detail).into_response());
+    }
+    let mut request = request.map(|body| Body::new(Limited::new(body, BODY_BYTES_MAX)));
+    match caller {
+        Caller::Peer(peer) => drop(request.extensions_mut().insert(peer)),
+        Caller::Newcomer(newcomer) => drop(request.extensions_mut().insert(newcomer)),
+    }
+    let mut response = Box::pin(async move { service.call(request).await });
+    let guarded = std::future::poll_fn(move |context| {
+        match catch_unwind(AssertUnwindSafe(|| response.as_mut().poll(context))) {
+            Ok(Poll::Ready(response)) => Poll::Ready(Some(response)),
+            Ok(Poll::Pending) => Poll::Pending,
+            Err(_) => Poll::Ready(None),
+        }
+    });
+    match tokio::time::timeout(REQUEST_TIMEOUT, guarded).await {
+        Ok(Some(response)) => response,
+        Ok(None) => {
+            tracing::error!("a handler panicked");
+            Ok(Problem::internal().into_response())
+        }
+        Err(_) => Ok(Problem::unavailable("too_slow", "the request took too long").into_response()),
+    }
+}
+
+/// Refuses what no router should have to think about.
+fn check(request: &Request<Incoming>) -> Result<(), Problem> {
+    let uri = request.uri();
+    if uri.scheme().is_some() || uri.authority().is_some() {
+        return Err(Problem::bad_request("bad_target", "a request names a path, nothing more"));
+    }
+    if uri.path_and_query().map_or(0, |path| path.as_str().len()) > PATH_BYTES_MAX {
+        return Err(Problem::bad_request("bad_target", "the path is too long"));
+    }
+    if !is_canonical(uri.path()) {
+        return Err(Problem::bad_request("bad_path", "the path does not have the one accepted spelling"));
+    }
+    if request.body().size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Err(Problem::too_large("body_too_large", "a body has at most 8 MiB"));
+    }
+    Ok(())
+}
+
+/// Whether a path has one spelling only: plain characters, no percent signs, no empty segment, no `.` or
+/// `..`. Two parts of a system that read one path differently are how a check is walked around.
+fn is_canonical(path: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:@+,=".contains(&byte);
+    match path.strip_prefix('/') {
+        Some("") => true,
+        Some(rest) => rest.split('/').all(|segment| {
+            !segment.is_empty() && segment != "." && segment != ".." && segment.bytes().all(plain)
+        }),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;
