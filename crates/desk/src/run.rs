@@ -219,7 +219,6 @@ pub async fn run(
     });
     shared.with_desk(|_, _| Ok(())).await?;
 
-    let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
     let tls = wire::tls::server_config(&identity, PeerClass::Agents)?;
     let router =
         Routes::new(shared.clone(), door.clone(), journal.clone()).with::<PlaceOrder>().into_router();
@@ -237,14 +236,18 @@ pub async fn run(
     };
     let following = tokio::spawn(wire::revocations::follow(
         ways.management.clone(),
-        door,
+        door.clone(),
         connections.clone(),
         on_kill,
         halted.clone(),
     ));
+    // The log is told last: what an order that is still under way decides must get there too.
+    let (quiet, all_quiet) = watch::channel(false);
+    let shipping = tokio::spawn(ship(journal.clone(), ways.management.clone(), all_quiet));
+    door.first_heard(&stop).await;
+    let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
     let serving =
-        tokio::spawn(serve(listener, tls, router, ServerOptions::default(), connections, halted.clone()));
-    let shipping = tokio::spawn(ship(journal.clone(), ways.management.clone(), halted));
+        tokio::spawn(serve(listener, tls, router, ServerOptions::default(), connections, halted));
 
     let ended = tokio::select! {
         ended = work(&shared, &ways) => ended,
@@ -257,6 +260,7 @@ pub async fn run(
     let _ = halt.send(true);
     let _ = serving.await;
     following.abort();
+    let _ = quiet.send(true);
     // Evidence goes out even when nothing else may.
     let _ = tokio::time::timeout(LAST_WORDS, shipping).await;
     ended

@@ -220,11 +220,14 @@ impl Attack {
     fn twist(self, claims: &mut Claims, needed: Action) {
         let now = unix_ms() / 1_000;
         match self {
-            Self::GrantOfAnother => claims.holder = SpiffeId::agent(TRUST_DOMAIN, "agent-9").unwrap().to_string(),
+            Self::GrantOfAnother => {
+                claims.holder = SpiffeId::agent(TRUST_DOMAIN, "agent-9").unwrap().to_string()
+            }
             Self::OtherKey => claims.holder_key = [77; 32],
             Self::OtherEpoch => claims.epoch += 1,
             Self::WrongAudience => {
-                claims.audience = *Audience::ALL.iter().find(|audience| **audience != claims.audience).unwrap();
+                claims.audience =
+                    *Audience::ALL.iter().find(|audience| **audience != claims.audience).unwrap();
             }
             Self::ActionNotGranted => {
                 claims.actions = Action::ALL.iter().copied().filter(|action| *action != needed).collect();
@@ -247,7 +250,9 @@ impl Attack {
         match self {
             Self::Revoked => struck(RevocationKind::Grant, &claims.grant),
             Self::TaskEnded => struck(RevocationKind::Task, &claims.task),
-            Self::AgentRevoked => struck(RevocationKind::Agent, &format!("{}#{}", claims.holder, claims.epoch)),
+            Self::AgentRevoked => {
+                struck(RevocationKind::Agent, &format!("{}#{}", claims.holder, claims.epoch))
+            }
             Self::Killed => struck(RevocationKind::Everything, "test"),
             Self::NeverHeard => None,
             _ => Some(FeedReply { head: 0, entries: Vec::new() }),
@@ -393,18 +398,23 @@ impl Subject<'_> {
         let gaps = gaps(&places, self.samples);
         assert!(gaps.is_empty(), "{}: {}", self.audience, gaps.join("; "));
         let of = |class| peers.iter().find(|peer| peer.class == class).unwrap().clone();
-        let places = places.into_iter().map(|place| (of(place.class), place)).map(|(peer, place)| (place, peer));
+        let places =
+            places.into_iter().map(|place| (of(place.class), place)).map(|(peer, place)| (place, peer));
         Built { directory, places: places.collect() }
     }
 }
 
 impl Built {
     /// Every sample with every place that has its route, in the order of the samples.
-    fn cases<'b>(&'b self, samples: &'b [Sample]) -> impl Iterator<Item = (&'b Sample, &'b Place, &'b Peer, Action)> {
+    fn cases<'b>(
+        &'b self,
+        samples: &'b [Sample],
+    ) -> impl Iterator<Item = (&'b Sample, &'b Place, &'b Peer, Action)> {
         samples.iter().flat_map(move |sample| {
             self.places.iter().filter_map(move |(place, peer)| {
                 let mut routes = place.table.iter();
-                let route = routes.find(|route| route.method == sample.method && route.path == sample.path)?;
+                let route =
+                    routes.find(|route| route.method == sample.method && route.path == sample.path)?;
                 match route.needs {
                     Needs::Grant(action) => Some((sample, place, peer, action)),
                     other => panic!("{} {} needs {other:?}, which is no grant", sample.method, sample.path),
@@ -415,7 +425,13 @@ impl Built {
 }
 
 /// Asserts that one decision, and nothing else, was journalled since `before` records.
-fn assert_decided(directory: &Path, before: usize, what: &str, (action, peer): (Action, &Peer), expected: (bool, &str)) {
+fn assert_decided(
+    directory: &Path,
+    before: usize,
+    what: &str,
+    (action, peer): (Action, &Peer),
+    expected: (bool, &str),
+) {
     let records = records(directory);
     let new: Vec<&Record> = records.iter().skip(before).collect();
     let Some(Record::Decision { action: decided, peer: of, allowed, reason, .. }) = new.first() else {
@@ -449,7 +465,10 @@ pub async fn every_attack_is_refused(subject: &Subject<'_>, house: &House) -> us
                 if place.class != class || !attack.applies(sample) {
                     continue;
                 }
-                let what = format!("{} for {}: {} {}: {attack:?}", subject.audience, class, sample.method, sample.path);
+                let what = format!(
+                    "{} for {}: {} {}: {attack:?}",
+                    subject.audience, class, sample.method, sample.path
+                );
                 let mut claims = claims(subject.audience, action, peer);
                 attack.twist(&mut claims, action);
                 let grant = match attack {

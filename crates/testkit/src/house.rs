@@ -61,7 +61,10 @@ impl House {
         let bundle = Bundle {
             trust_domain: TRUST_DOMAIN.to_owned(),
             version: 1,
-            authorities: authorities.iter().map(|(class, own)| (*class, Bundle::encode(own.certificate()))).collect(),
+            authorities: authorities
+                .iter()
+                .map(|(class, own)| (*class, Bundle::encode(own.certificate())))
+                .collect(),
             grant_keys: vec![Self::grant_key().verifying_key().to_hex()],
             log_key: public(202),
             release_keys: vec![public(203), public(204)],

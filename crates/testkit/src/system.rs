@@ -126,8 +126,11 @@ impl System {
     #[must_use]
     pub fn pid(&self, process: &str) -> Pid {
         let path = self.dir().join("processes").join(process).join("pid");
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        Pid::from_raw(text.trim().parse().unwrap_or_else(|_| panic!("{} holds no process id", path.display())))
+        let text =
+            std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Pid::from_raw(
+            text.trim().parse().unwrap_or_else(|_| panic!("{} holds no process id", path.display())),
+        )
     }
 
     /// Sends a signal to one of the system's processes.
@@ -180,7 +183,11 @@ impl System {
             let lines: Vec<&str> = text.lines().collect();
             let last = lines.get(lines.len().saturating_sub(5)..).unwrap_or_default();
             if !last.is_empty() {
-                all.push_str(&format!("{}:\n  {}\n", process.file_name().to_string_lossy(), last.join("\n  ")));
+                all.push_str(&format!(
+                    "{}:\n  {}\n",
+                    process.file_name().to_string_lossy(),
+                    last.join("\n  ")
+                ));
             }
         }
         all
@@ -192,8 +199,10 @@ impl System {
     /// When the journals cannot be read.
     #[must_use]
     pub fn journal(&self, process: &str) -> Vec<Value> {
-        let path = self.dir().join("processes").join(process).join("journal").join(format!("{process}.journal"));
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let path =
+            self.dir().join("processes").join(process).join("journal").join(format!("{process}.journal"));
+        let text =
+            std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 }

@@ -129,9 +129,12 @@ impl WriteBars {
     }
 
     fn flat(&self) -> (Vec<(Symbol, Bar)>, Vec<(Symbol, Split)>) {
-        let bars = self.series.iter().flat_map(|(symbol, one)| one.bars.iter().map(|bar| (symbol.clone(), *bar)));
-        let splits =
-            self.series.iter().flat_map(|(symbol, one)| one.splits.iter().map(|split| (symbol.clone(), *split)));
+        let bars =
+            self.series.iter().flat_map(|(symbol, one)| one.bars.iter().map(|bar| (symbol.clone(), *bar)));
+        let splits = self
+            .series
+            .iter()
+            .flat_map(|(symbol, one)| one.splits.iter().map(|split| (symbol.clone(), *split)));
         (bars.collect(), splits.collect())
     }
 }
@@ -153,7 +156,10 @@ impl Operation for WriteBars {
                 && one.splits.is_sorted_by(|left, right| left.day() < right.day())
         });
         if !in_order {
-            return Err(Problem::bad_request("bad_series", "the rows of a symbol are in order, each day once"));
+            return Err(Problem::bad_request(
+                "bad_series",
+                "the rows of a symbol are in order, each day once",
+            ));
         }
         Ok(write)
     }
@@ -190,7 +196,8 @@ impl Write<Market> for WriteBars {
         let (Some(first), Some(last)) = (self.days().min(), self.days().max()) else { return Ok(0) };
         let symbols: Vec<Symbol> = self.series.keys().cloned().collect();
         let stored = between(store, &self.portfolio, &symbols, first, last)?;
-        let bars: BTreeSet<(&Symbol, Day)> = stored.bars.iter().map(|(symbol, bar)| (symbol, bar.day)).collect();
+        let bars: BTreeSet<(&Symbol, Day)> =
+            stored.bars.iter().map(|(symbol, bar)| (symbol, bar.day)).collect();
         let splits: BTreeSet<(&Symbol, Day)> =
             stored.splits.iter().map(|(symbol, split)| (symbol, split.day())).collect();
         let mut rows = 0;

@@ -131,6 +131,13 @@ struct Body {
     entries: Vec<LedgerEntry>,
 }
 
+fn symbol_of(entry: &Entry) -> Option<&Symbol> {
+    match entry {
+        Entry::Open { .. } => None,
+        Entry::Fill { symbol, .. } | Entry::Split { symbol, .. } => Some(symbol),
+    }
+}
+
 fn bad(detail: impl std::fmt::Display) -> Problem {
     Problem::bad_request("bad_entry", &detail.to_string())
 }
@@ -192,11 +199,17 @@ impl WriteEntries {
     /// The day of an entry, if the entry is of the named portfolio and not of a later day than the named one.
     fn belongs(&self, portfolio: &str, day: &str) -> Result<Day, Problem> {
         if portfolio != self.portfolio {
-            return Err(Problem::bad_request("other_portfolio", "every entry is of the portfolio named above"));
+            return Err(Problem::bad_request(
+                "other_portfolio",
+                "every entry is of the portfolio named above",
+            ));
         }
         let day: Day = day.parse().map_err(|_| bad("an entry's day has the form YYYY-MM-DD"))?;
         if day > self.day {
-            return Err(Problem::bad_request("later_day", "no entry is of a later day than the one named above"));
+            return Err(Problem::bad_request(
+                "later_day",
+                "no entry is of a later day than the one named above",
+            ));
         }
         Ok(day)
     }
@@ -229,6 +242,7 @@ impl Operation for WriteEntries {
     fn touched(&self, _state: &Self::State) -> Touched {
         let mut touched = Touched {
             portfolio: Some(self.portfolio.clone()),
+            symbols: parse::texts(self.entries.iter().filter_map(symbol_of)),
             market_day: parse::market_day(self.day),
             ..Touched::default()
         };
@@ -253,7 +267,8 @@ impl Write<Ledger> for WriteEntries {
     }
 
     fn new_rows(&self, store: &Ledger) -> Result<u64, StoreError> {
-        let first = self.entries.iter().map(Entry::day).chain(self.closes.iter().map(|close| close.day)).min();
+        let first =
+            self.entries.iter().map(Entry::day).chain(self.closes.iter().map(|close| close.day)).min();
         let first = first.unwrap_or(self.day);
         let entries = match store.entries(&self.portfolio, first, self.day) {
             Ok(entries) => entries,
@@ -292,9 +307,10 @@ impl Write<Ledger> for WriteEntries {
                 false => all.same += 1,
             }
         }
-        for outcome in
-            [store.post(&self.portfolio, &self.entries)?, store.put_day_closes(&self.portfolio, &self.closes)?]
-        {
+        for outcome in [
+            store.post(&self.portfolio, &self.entries)?,
+            store.put_day_closes(&self.portfolio, &self.closes)?,
+        ] {
             let Written { new, same, conflicts } = written(outcome);
             all.new = all.new.saturating_add(new);
             all.same = all.same.saturating_add(same);

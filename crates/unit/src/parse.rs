@@ -54,7 +54,8 @@ impl<'a> Query<'a> {
     /// A day.
     pub(crate) fn day(&self, key: &str) -> Result<Day, Problem> {
         let text = self.value(key)?;
-        text.parse().map_err(|_| Problem::bad_request("bad_day", &format!("{key} is no day of the form YYYY-MM-DD")))
+        text.parse()
+            .map_err(|_| Problem::bad_request("bad_day", &format!("{key} is no day of the form YYYY-MM-DD")))
     }
 
     /// An identifier.
@@ -164,10 +165,14 @@ mod tests {
 
     #[test]
     fn a_range_is_read_as_it_is_written() {
-        let range = Range::parse("portfolio=core&symbols=MSFT,AAPL&through=2005-03-16&from=2005-01-03").unwrap();
+        let range =
+            Range::parse("portfolio=core&symbols=MSFT,AAPL&through=2005-03-16&from=2005-01-03").unwrap();
         assert_eq!(range.portfolio, "core");
         assert_eq!(texts(&range.symbols), ["AAPL", "MSFT"]);
-        assert_eq!((range.from.to_string(), range.through.to_string()), ("2005-01-03".into(), "2005-03-16".into()));
+        assert_eq!(
+            (range.from.to_string(), range.through.to_string()),
+            ("2005-01-03".into(), "2005-03-16".into())
+        );
     }
 
     #[test]

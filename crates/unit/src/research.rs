@@ -60,7 +60,10 @@ impl Content {
     fn new(id: String, portfolio: &str, day: Day, content: &Value) -> Result<Self, Problem> {
         let portfolio = parse::portfolio(portfolio)?;
         if id != format!("{portfolio}/{day}") {
-            return Err(Problem::bad_request("bad_id", "the id must be PORTFOLIO/DAY, of this portfolio and day"));
+            return Err(Problem::bad_request(
+                "bad_id",
+                "the id must be PORTFOLIO/DAY, of this portfolio and day",
+            ));
         }
         let json = content.to_string();
         let digest = Digest::of(json.as_bytes()).to_string();

@@ -89,7 +89,11 @@ pub async fn run(
     let connections = Connections::new();
     let management = management_client(&identity, &topology, domain, &layout.topology())?;
 
+    // A unit does nothing about a kill itself: its guard allows nothing any more.
+    let on_kill = || tracing::warn!("everything is stopped: this unit allows nothing");
     let mut servers = JoinSet::new();
+    servers.spawn(follow(management.clone(), door.clone(), connections.clone(), on_kill, stop.clone()));
+    door.first_heard(&stop).await;
     for Listener { class, router, .. } in served {
         let address = address_of(&topology, domain, class, number, &layout.topology())?;
         let tls = server_config(&identity, class)?;
@@ -100,10 +104,7 @@ pub async fn run(
     }
     // The log is told last: what a request that is still under way decides must get there too.
     let (quiet, all_quiet) = watch::channel(false);
-    let shipping = tokio::spawn(ship(journal, management.clone(), all_quiet));
-    // A unit does nothing about a kill itself: its guard allows nothing any more.
-    let on_kill = || tracing::warn!("everything is stopped: this unit allows nothing");
-    servers.spawn(follow(management, door, connections, on_kill, stop));
+    let shipping = tokio::spawn(ship(journal, management, all_quiet));
     while servers.join_next().await.is_some() {}
     let _ = quiet.send(true);
     if let Err(error) = shipping.await {
@@ -149,7 +150,8 @@ fn address_of(
 ) -> Result<std::net::SocketAddr, RunError> {
     let service = format!("{domain}/{}", class.as_str());
     let place = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
-    let backends = topology.services.get(&service).map(|service| service.backends.as_slice()).unwrap_or_default();
+    let backends =
+        topology.services.get(&service).map(|service| service.backends.as_slice()).unwrap_or_default();
     let address = place.and_then(|place| backends.get(place)).ok_or_else(|| {
         ConfigError::new(path, format!("{service} has no backend {number}; add its address to the backends"))
     })?;

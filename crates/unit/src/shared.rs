@@ -94,7 +94,11 @@ impl<D: Send + Sync + 'static> Shared<D> {
     }
 
     /// Does a write: announces it in the journal, durably, looks at the permit once more, and commits.
-    pub(crate) async fn write<O>(self: Arc<Self>, pass: Pass, write: impl Write<D>) -> Result<Response, Problem>
+    pub(crate) async fn write<O>(
+        self: Arc<Self>,
+        pass: Pass,
+        write: impl Write<D>,
+    ) -> Result<Response, Problem>
     where
         O: Operation<State = Self>,
     {
@@ -139,7 +143,9 @@ impl<D: Send + Sync + 'static> Shared<D> {
         let (code, detail, retryable) = match self.door.with(question) {
             Some(Ok(())) => return Ok(()),
             Some(Err(denial)) => (denial.reason.as_str(), denial.detail, denial.reason.retryable()),
-            None => ("guard_failed", "the guard failed earlier; the process must start again".to_owned(), false),
+            None => {
+                ("guard_failed", "the guard failed earlier; the process must start again".to_owned(), false)
+            }
         };
         self.refused(admitted, code)?;
         Err(Problem::forbidden(code, &detail).retryable_if(retryable))

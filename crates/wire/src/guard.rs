@@ -9,9 +9,9 @@
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use access::guard::{Cost, Decision, Guard, Now, Permit, Request};
+use access::guard::{Cost, Decision, Guard, Now, Permit, Reason, Request};
 use access::policy::{OperatorAction, StandingAction};
 use access::vocabulary::{Action, MarketDay};
 use audit::record::Record;
@@ -21,8 +21,10 @@ use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Method, Uri};
 use axum::response::{IntoResponse, Response};
 
+use tokio::sync::watch;
+
 use crate::enrol::{ENROL_PATH, EnrolReply, EnrolRequest, Newcomer};
-use crate::journal::{Journal, unix_ms};
+use crate::journal::{Journal, told, unix_ms};
 use crate::problem::Problem;
 use crate::tls::Peer;
 
@@ -109,12 +111,19 @@ pub enum Verdict {
 pub trait Door: Send + Sync + 'static {
     /// Decides on one request.
     fn decide(&self, ask: &Ask<'_>) -> Verdict;
+
+    /// Changes whenever the door has learnt something by which a retryable denial may turn.
+    fn learning(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
 }
 
 /// The door of a data unit and of the desk: a [`Guard`] behind a lock, with the process's clocks.
 pub struct GrantDoor {
     guard: Mutex<Guard>,
     started: Instant,
+    /// How often the feed was heard.
+    heard: watch::Sender<u64>,
 }
 
 impl GrantDoor {
@@ -127,7 +136,22 @@ impl GrantDoor {
     /// Puts a guard behind a door whose monotonic clock began earlier: what the guard heard at 0 was heard then.
     #[must_use]
     pub fn started_at(guard: Guard, started: Instant) -> Self {
-        Self { guard: Mutex::new(guard), started }
+        Self { guard: Mutex::new(guard), started, heard: watch::Sender::new(0) }
+    }
+
+    /// The guard has heard the revocation feed.
+    pub(crate) fn note_heard(&self) {
+        self.heard.send_modify(|times| *times = times.wrapping_add(1));
+    }
+
+    /// Waits until the guard has heard the revocation feed: before that it refuses everything, so there is no use in
+    /// listening. Returns as well when told to stop.
+    pub async fn first_heard(&self, stop: &watch::Receiver<bool>) {
+        let (mut heard, mut stop) = (self.heard.subscribe(), stop.clone());
+        tokio::select! {
+            _ = heard.wait_for(|times| *times > 0) => {}
+            () = told(&mut stop) => {}
+        }
     }
 
     /// Milliseconds of the monotonic clock that leases are measured with.
@@ -149,6 +173,10 @@ impl GrantDoor {
 }
 
 impl Door for GrantDoor {
+    fn learning(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.heard.subscribe())
+    }
+
     fn decide(&self, ask: &Ask<'_>) -> Verdict {
         let Needs::Grant(action) = ask.needs else {
             return deny("no_such_right", "this door knows grants only");
@@ -282,6 +310,9 @@ impl<S: Send + Sync + 'static> Routes<S> {
     }
 }
 
+/// How long a request waits for its guard to hear what the request's grant was issued after.
+const CATCH_UP: Duration = Duration::from_millis(100);
+
 async fn enter<O: Operation>(
     State(shared): State<Arc<Shared<O::State>>>,
     Extension(peer): Extension<Peer>,
@@ -289,7 +320,19 @@ async fn enter<O: Operation>(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    match admit::<O>(&shared, peer, &uri, &headers, &body) {
+    let deadline = tokio::time::Instant::now() + CATCH_UP;
+    let mut learning = shared.door.learning();
+    let admitted = loop {
+        let last = tokio::time::Instant::now() >= deadline;
+        match (admit::<O>(&shared, peer.clone(), &uri, &headers, &body, last), &mut learning) {
+            (Admitted::NotYet, Some(learning)) => {
+                let _ = tokio::time::timeout_at(deadline, learning.changed()).await;
+            }
+            (Admitted::NotYet, None) => tokio::time::sleep_until(deadline).await,
+            (Admitted::Decided(result), _) => break result,
+        }
+    };
+    match admitted {
         Ok((operation, pass)) => match operation.run(shared.state.clone(), pass).await {
             Ok(response) => response,
             Err(problem) => problem.into_response(),
@@ -298,19 +341,31 @@ async fn enter<O: Operation>(
     }
 }
 
+/// What became of a request at the door.
+enum Admitted<O> {
+    /// The guard has not heard yet what the grant was issued after; nothing was decided.
+    NotYet,
+    /// Decided, and journalled.
+    Decided(Result<(O, Pass), Problem>),
+}
+
 fn admit<O: Operation>(
     shared: &Shared<O::State>,
     peer: Peer,
     uri: &Uri,
     headers: &HeaderMap,
     body: &[u8],
-) -> Result<(O, Pass), Problem> {
+    last: bool,
+) -> Admitted<O> {
     let route = format!("{} {}", O::METHOD, O::PATH);
     let grants: Vec<_> = headers.get_all(GRANT_HEADER).iter().collect();
     let grant = match grants.as_slice() {
         [] => None,
         [one] => one.to_str().ok(),
-        _ => return Err(Problem::bad_request("several_grants", "a request carries one grant")),
+        _ => {
+            let problem = Problem::bad_request("several_grants", "a request carries one grant");
+            return Admitted::Decided(Err(problem));
+        }
     };
     let parsed = O::parse(uri.query().unwrap_or_default(), body);
     let touched = parsed.as_ref().map(|operation| operation.touched(&shared.state)).unwrap_or_default();
@@ -321,22 +376,25 @@ fn admit<O: Operation>(
         Err(_) if grant.is_none() && matches!(O::NEEDS, Needs::Grant(_)) => {
             deny("no_grant", "this route needs a grant")
         }
-        Err(problem) => return Err(problem.clone()),
+        Err(problem) => return Admitted::Decided(Err(problem.clone())),
     };
-    let record = decision(&ask, &verdict);
-    if let Some(record) = &record {
-        shared.journal.record(record).map_err(|error| {
-            tracing::error!(%error, "a decision could not be journalled: refused");
-            Problem::unavailable("journal_failed", "the decision could not be journalled, so it was not carried out")
-        })?;
+    if !last && matches!(&verdict, Verdict::Deny { code, .. } if code == Reason::BehindRevision.as_str()) {
+        return Admitted::NotYet;
     }
-    match (verdict, parsed) {
+    if let Some(record) = &decision(&ask, &verdict)
+        && let Err(error) = shared.journal.record(record)
+    {
+        tracing::error!(%error, "a decision could not be journalled: refused");
+        let detail = "the decision could not be journalled, so it was not carried out";
+        return Admitted::Decided(Err(Problem::unavailable("journal_failed", detail)));
+    }
+    Admitted::Decided(match (verdict, parsed) {
         (Verdict::Allow { permit, .. }, Ok(operation)) => Ok((operation, Pass { permit, peer })),
         (Verdict::Allow { .. }, Err(problem)) => Err(problem),
         (Verdict::Deny { code, detail, retryable, .. }, _) => {
             Err(Problem::forbidden(&code, &detail).retryable_if(retryable))
         }
-    }
+    })
 }
 
 /// The record of a decision. Standing permissions that are allowed leave the record of what they did instead: reporting

@@ -58,7 +58,7 @@ async fn poll(management: &Client, door: &GrantDoor, connections: &Connections, 
         }
     };
     match door.with(|guard| guard.hear(sent_at_ms, &reply)) {
-        Some(Ok(())) => {}
+        Some(Ok(())) => door.note_heard(),
         Some(Err(error)) => {
             tracing::error!(%error, "the revocation feed is not to be believed; the guard stays closed");
             return false;

@@ -33,6 +33,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 use crate::enrol::Newcomer;
+use crate::journal::told;
 use crate::problem::Problem;
 use crate::tls::{self, Door, Peer, ServerTls};
 
@@ -266,11 +267,6 @@ pub async fn serve(
     let _ = tokio::time::timeout(STOP_GRACE * 2, ended).await;
 }
 
-/// Completes when the flag is raised or nobody is left to raise it.
-async fn told(flag: &mut watch::Receiver<bool>) {
-    let _ = flag.wait_for(|raised| *raised).await;
-}
-
 async fn connection(stream: TcpStream, shared: &Shared, mut stop: watch::Receiver<bool>) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection ended before its handshake");
@@ -279,6 +275,8 @@ async fn connection(stream: TcpStream, shared: &Shared, mut stop: watch::Receive
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, shared.acceptor.accept(stream));
     let stream = match handshake.await {
         Ok(Ok(stream)) => stream,
+        // A balancer looks whether anybody listens: it connects and says nothing.
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => return,
         Ok(Err(error)) => {
             tracing::info!(%error, "a handshake failed");
             return;
