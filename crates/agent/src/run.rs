@@ -9,15 +9,17 @@ use std::time::Duration;
 use access::vocabulary::{Audience, TaskKind};
 use audit::record::Record;
 use feeds::Source;
-use wire::http::Method;
 use identity::PeerClass;
 use keys::VerifyingKey;
-use module::protocol::{CallLine, FromAgent, FromModule, LINE_BYTES_MAX, Refusal, Reply, Start, parse, to_line};
+use module::protocol::{
+    CallLine, FromAgent, FromModule, LINE_BYTES_MAX, Refusal, Reply, Start, parse, to_line,
+};
 use sandbox::{Cell, CellLimits, Outcome};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use wire::api::{QueueReply, QueueRequest, TaskEnd};
 use wire::client::{Client, ClientError, repeat};
+use wire::http::Method;
 use wire::journal::{Journal, report, ship, told};
 use wire::layout::{Layout, Topology};
 use wire::tls::Identity;
@@ -49,7 +51,9 @@ pub enum RunError {
     #[error("{0}")]
     Config(String),
     /// The identity was revoked or replaced: only people can bring this agent back.
-    #[error("this agent's identity is no longer good: {0}; two operators can reinstate it: `trader agent reinstate NAME`")]
+    #[error(
+        "this agent's identity is no longer good: {0}; two operators can reinstate it: `trader agent reinstate NAME`"
+    )]
     Revoked(String),
 }
 
@@ -67,9 +71,15 @@ struct Agent {
 ///
 /// # Errors
 /// As [`RunError`] says.
-pub async fn run(layout: Layout, name: &str, program: String, stop: watch::Receiver<bool>) -> Result<(), RunError> {
+pub async fn run(
+    layout: Layout,
+    name: &str,
+    program: String,
+    stop: watch::Receiver<bool>,
+) -> Result<(), RunError> {
     let identity = Arc::new(Identity::load(&layout.identity(name))?);
-    let topology: Topology = wire::layout::read_json(&layout.topology()).map_err(|error| RunError::Config(error.to_string()))?;
+    let topology: Topology =
+        wire::layout::read_json(&layout.topology()).map_err(|error| RunError::Config(error.to_string()))?;
     let journal = Journal::open(&layout.journal(name), name)?;
     journal.record(&Record::Started { program })?;
     let management = management_client(&identity, &topology)?;
@@ -191,8 +201,11 @@ async fn perform(agent: &Arc<Agent>, reply: QueueReply) -> Result<Value, String>
         Ok(ready) => ready,
         Err(error) => {
             let reason = error.to_string();
-            let refused =
-                Record::ModuleRefused { task: task.id.clone(), module: module.into(), reason: reason.clone() };
+            let refused = Record::ModuleRefused {
+                task: task.id.clone(),
+                module: module.into(),
+                reason: reason.clone(),
+            };
             agent.journal.record(&refused).map_err(|error| error.to_string())?;
             return Err(reason);
         }
@@ -219,12 +232,14 @@ async fn perform(agent: &Arc<Agent>, reply: QueueReply) -> Result<Value, String>
     };
     agent.journal.record(&started).map_err(|error| error.to_string())?;
     let (agent_here, runtime) = (agent.clone(), tokio::runtime::Handle::current());
-    let (said, outcome) =
-        tokio::task::spawn_blocking(move || converse(&agent_here.launcher, &ready, &start, &speaker, &runtime))
-            .await
-            .map_err(|error| error.to_string())?;
+    let (said, outcome) = tokio::task::spawn_blocking(move || {
+        converse(&agent_here.launcher, &ready, &start, &speaker, &runtime)
+    })
+    .await
+    .map_err(|error| error.to_string())?;
     let (text, violation) = describe(&outcome, &said);
-    let ended = Record::ModuleEnded { task: task.id, module: module.into(), outcome: text.clone(), violation };
+    let ended =
+        Record::ModuleEnded { task: task.id, module: module.into(), outcome: text.clone(), violation };
     agent.journal.record(&ended).map_err(|error| error.to_string())?;
     match said {
         Ok(result) if !violation => Ok(result),

@@ -57,8 +57,10 @@ impl Speaker {
         task: Task,
         grants: Vec<GrantForHolder>,
     ) -> Result<Self, Refusal> {
-        let market_day = task.market_day.parse().map_err(|_| refusal("bad_task", "the task names no market day"))?;
-        let portfolio = task.portfolio.clone().ok_or_else(|| refusal("bad_task", "the task names no portfolio"))?;
+        let market_day =
+            task.market_day.parse().map_err(|_| refusal("bad_task", "the task names no market day"))?;
+        let portfolio =
+            task.portfolio.clone().ok_or_else(|| refusal("bad_task", "the task names no portfolio"))?;
         Ok(Self { services, sources, journal, task, portfolio, market_day, grants })
     }
 
@@ -137,6 +139,9 @@ impl Speaker {
     async fn write_bars(&self, source: &str, series: &BTreeMap<Symbol, Series>) -> Result<Answer, Refusal> {
         let body = json!({ "portfolio": self.portfolio, "source": source, "series": series });
         let result: Written = self.post(Audience::Market, "/v1/bars", &body).await?;
+        if let Some(first) = result.conflicts.first() {
+            tracing::warn!(task = self.task.id, conflicts = result.conflicts.len(), first, "other rows stand there");
+        }
         Ok(written(result))
     }
 
@@ -195,7 +200,11 @@ impl Speaker {
         Ok(Answer::Order { status, reason: Some(reply.reason) })
     }
 
-    async fn get<T: serde::de::DeserializeOwned>(&self, audience: Audience, path: &str) -> Result<T, Refusal> {
+    async fn get<T: serde::de::DeserializeOwned>(
+        &self,
+        audience: Audience,
+        path: &str,
+    ) -> Result<T, Refusal> {
         self.request(audience, Method::GET, path, None).await
     }
 
@@ -221,13 +230,14 @@ impl Speaker {
         let grant = self.grants.iter().find(|grant| {
             grant.audience == audience.as_str() && grant.portfolio.as_deref() == Some(self.portfolio.as_str())
         });
-        let headers: Vec<(&str, &str)> = grant.map(|grant| (GRANT_HEADER, grant.text.as_str())).into_iter().collect();
-        repeat(|| client.call_json(method.clone(), path, &headers, body, REQUEST_TIMEOUT)).await.map_err(|error| {
-            match error {
+        let headers: Vec<(&str, &str)> =
+            grant.map(|grant| (GRANT_HEADER, grant.text.as_str())).into_iter().collect();
+        repeat(|| client.call_json(method.clone(), path, &headers, body, REQUEST_TIMEOUT)).await.map_err(
+            |error| match error {
                 ClientError::Refused(problem) => refusal(&problem.code, problem.detail),
                 error => refusal("unreachable", error.to_string()),
-            }
-        })
+            },
+        )
     }
 }
 

@@ -246,8 +246,7 @@ pub async fn run(
     let shipping = tokio::spawn(ship(journal.clone(), ways.management.clone(), all_quiet));
     door.first_heard(&stop).await;
     let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
-    let serving =
-        tokio::spawn(serve(listener, tls, router, ServerOptions::default(), connections, halted));
+    let serving = tokio::spawn(serve(listener, tls, router, ServerOptions::default(), connections, halted));
 
     let ended = tokio::select! {
         ended = work(&shared, &ways) => ended,

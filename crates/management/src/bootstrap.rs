@@ -80,7 +80,8 @@ pub fn is_done(layout: &Layout) -> bool {
 /// When something cannot be written.
 pub fn create(layout: &Layout) -> Result<(), BootstrapError> {
     let now = unix_ms() / 1_000;
-    for directory in [layout.root().to_owned(), layout.offline_root(), layout.authorities(), layout.config()] {
+    for directory in [layout.root().to_owned(), layout.offline_root(), layout.authorities(), layout.config()]
+    {
         files::create_private_dir(&directory)?;
     }
     let trust_domain = format!("trader-{}.internal", keys::to_hex(&random::<4>()?));
@@ -191,7 +192,11 @@ pub fn log_key(layout: &Layout) -> Result<SigningKey, BootstrapError> {
 ///
 /// # Errors
 /// When it cannot be issued or stored.
-pub fn issue_here(authorities: &Authorities, id: &SpiffeId, directory: &Path) -> Result<wire::tls::Identity, BootstrapError> {
+pub fn issue_here(
+    authorities: &Authorities,
+    id: &SpiffeId,
+    directory: &Path,
+) -> Result<wire::tls::Identity, BootstrapError> {
     let class = PeerClass::of(id).ok_or_else(|| BootstrapError::Content(format!("{id} is of no class")))?;
     let authority = authorities
         .classes

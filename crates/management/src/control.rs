@@ -286,7 +286,8 @@ impl Control {
 
     fn try_take(&self, peer: &Peer) -> Result<(QueueReply, Option<Instant>), ControlError> {
         let mut state = self.state();
-        let member = state.registry.identify(peer).map_err(|why| refused(why.as_str(), "no current identity"))?;
+        let member =
+            state.registry.identify(peer).map_err(|why| refused(why.as_str(), "no current identity"))?;
         if member.quarantined {
             return Ok((QueueReply::default(), None));
         }
@@ -462,7 +463,9 @@ impl Control {
     fn note_equity(&self, state: &mut State, end: &TaskEnd) {
         let Some(equity) = end.detail.get("equity").and_then(serde_json::Value::as_object) else { return };
         for (portfolio, value) in equity {
-            if let (Some(value), true) = (value.as_i64(), state.schedule.plan().portfolio(portfolio).is_some()) {
+            if let (Some(value), true) =
+                (value.as_i64(), state.schedule.plan().portfolio(portfolio).is_some())
+            {
                 state.equity.insert(portfolio.clone(), value);
             }
         }
@@ -472,8 +475,7 @@ impl Control {
         let days = state.schedule.plan().steps.get(state.schedule.step()).map_or(0, |step| step.days);
         if state.schedule.advance() {
             let pace = state.schedule.plan().days_per_second.filter(|pace| *pace > 0);
-            state.not_before =
-                pace.map(|pace| Instant::now() + Duration::from_secs(u64::from(days)) / pace);
+            state.not_before = pace.map(|pace| Instant::now() + Duration::from_secs(u64::from(days)) / pace);
             self.announce_tasks(state)?;
         } else if state.schedule.finished() && !state.ended {
             state.ended = true;
@@ -571,7 +573,12 @@ impl Control {
     ///
     /// # Errors
     /// When the guard claims to know more than there is.
-    pub async fn hear_guard(&self, guard: &str, acknowledged: u64, wait: Duration) -> Result<FeedReply, ControlError> {
+    pub async fn hear_guard(
+        &self,
+        guard: &str,
+        acknowledged: u64,
+        wait: Duration,
+    ) -> Result<FeedReply, ControlError> {
         let mut changed = self.feed_changed.subscribe();
         changed.borrow_and_update();
         self.state().revocations.poll(guard, acknowledged, self.mono_ms())?;
@@ -599,7 +606,8 @@ impl Control {
             by: by.to_owned(),
             reason: reason.to_owned(),
         })?;
-        if let Err(error) = self.database.put(Table::Revocations, &format!("{:020}", entry.revision), &entry) {
+        if let Err(error) = self.database.put(Table::Revocations, &format!("{:020}", entry.revision), &entry)
+        {
             // The log in memory is ahead of the one on disk: going on would leave a gap that no restart could mend.
             // Stopping closes every guard within its lease; the supervisor starts management again.
             tracing::error!(%error, "a revocation could not be stored; management stops");
@@ -661,7 +669,8 @@ impl Control {
         let revision = self.strike(&mut state, RevocationKind::Agent, &struck, None, by, reason)?;
         member.revoked_through = Some(member.epoch);
         member.quarantined = true;
-        self.journal.record_durably(&Record::Quarantined { agent: agent.to_string(), reason: reason.into() })?;
+        self.journal
+            .record_durably(&Record::Quarantined { agent: agent.to_string(), reason: reason.into() })?;
         self.put_member(&mut state, member)?;
         let holder = agent.to_string();
         self.record_lost(&mut state, |schedule| schedule.release(&holder), reason)?;
@@ -711,7 +720,9 @@ impl Control {
             }
             "clear_kill" if state.schedule.halted() == Some(KILLED) => {}
             "clear_kill" => return Err(refused("not_killed", "nothing is stopped")),
-            _ => return Err(refused("no_such_action", "only reinstate_agent and clear_kill take two people")),
+            _ => {
+                return Err(refused("no_such_action", "only reinstate_agent and clear_kill take two people"));
+            }
         }
         self.database.put(Table::Proposals, &proposal.id, &proposal)?;
         state.proposals.insert(proposal.id.clone(), proposal.clone());
@@ -731,7 +742,10 @@ impl Control {
     /// When the proposal is gone, or cannot be carried out.
     pub fn approve(&self, id: &str, approver: &str) -> Result<Proposal, ControlError> {
         let Some(mut proposal) = self.open_proposal(id) else {
-            return Err(refused("no_such_proposal", "the proposal is unknown, done or older than 30 minutes"));
+            return Err(refused(
+                "no_such_proposal",
+                "the proposal is unknown, done or older than 30 minutes",
+            ));
         };
         if proposal.proposer == approver {
             return Err(refused("same_person", "nobody approves their own proposal"));
@@ -770,7 +784,14 @@ impl Control {
             }
             _ => {
                 let cleared = state.revocations.head().to_string();
-                self.strike(&mut state, RevocationKind::Clearance, &cleared, None, approver, "cleared by two people")?;
+                self.strike(
+                    &mut state,
+                    RevocationKind::Clearance,
+                    &cleared,
+                    None,
+                    approver,
+                    "cleared by two people",
+                )?;
                 let _ = std::fs::remove_file(&self.kill_latch);
                 state.schedule.resume();
             }
@@ -811,7 +832,13 @@ impl Control {
     ///
     /// # Errors
     /// When the ticket is not good for that id; outside, every refusal looks the same.
-    pub fn enrol(&self, secret: &[u8; 32], id: &SpiffeId, spki: &[u8], ttl_s: i64) -> Result<Vec<u8>, ControlError> {
+    pub fn enrol(
+        &self,
+        secret: &[u8; 32],
+        id: &SpiffeId,
+        spki: &[u8],
+        ttl_s: i64,
+    ) -> Result<Vec<u8>, ControlError> {
         let mut state = self.state();
         let now = unix_ms() / 1_000;
         let redeemed = state.tickets.redeem(secret, id, now);
@@ -838,7 +865,12 @@ impl Control {
             revoked_through: state.registry.get(id).and_then(|member| member.revoked_through),
             quarantined: false,
         };
-        self.journal.record_durably(&Record::Enrolled { id: id.to_string(), epoch, key, expires: now + ttl_s })?;
+        self.journal.record_durably(&Record::Enrolled {
+            id: id.to_string(),
+            epoch,
+            key,
+            expires: now + ttl_s,
+        })?;
         self.put_member(&mut state, member)?;
         Ok(certificate)
     }

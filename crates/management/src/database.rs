@@ -61,7 +61,9 @@ pub enum DatabaseError {
         source: rusqlite::Error,
     },
     /// A stored document is not what this version writes.
-    #[error("the management database {path} holds a document in {table} that this version cannot read: {problem}")]
+    #[error(
+        "the management database {path} holds a document in {table} that this version cannot read: {problem}"
+    )]
     Document {
         /// The file.
         path: PathBuf,
@@ -71,7 +73,9 @@ pub enum DatabaseError {
         problem: String,
     },
     /// The file was written by a newer version.
-    #[error("the management database {path} has version {found}, this program knows {known}: use the newer program")]
+    #[error(
+        "the management database {path} has version {found}, this program knows {known}: use the newer program"
+    )]
     Newer {
         /// The file.
         path: PathBuf,
@@ -184,9 +188,8 @@ impl Database {
     pub fn all<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<T>, DatabaseError> {
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let sqlite = |source| DatabaseError::Sqlite { path: self.path.clone(), source };
-        let mut statement = connection
-            .prepare(&format!("SELECT body FROM {} ORDER BY id", table.name()))
-            .map_err(sqlite)?;
+        let mut statement =
+            connection.prepare(&format!("SELECT body FROM {} ORDER BY id", table.name())).map_err(sqlite)?;
         let bodies: Vec<String> = statement
             .query_map([], |row| row.get(0))
             .map_err(sqlite)?

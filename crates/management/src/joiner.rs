@@ -148,7 +148,11 @@ impl Job {
 ///
 /// # Errors
 /// When the log cannot be read.
-pub fn replay(log: &Log<LogFiles>, control: &Control, watch: &mut Watch) -> Result<BTreeMap<String, u64>, AuditError> {
+pub fn replay(
+    log: &Log<LogFiles>,
+    control: &Control,
+    watch: &mut Watch,
+) -> Result<BTreeMap<String, u64>, AuditError> {
     const CHUNK: u64 = 4_096;
     let mut from = 0;
     while from < log.size() {

@@ -27,8 +27,8 @@ impl LogFiles {
 
     /// Resolves one of the log's own paths; anything that would leave the directory is refused.
     fn resolve(&self, path: &str) -> io::Result<PathBuf> {
-        let plain = !path.is_empty()
-            && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+        let plain =
+            !path.is_empty() && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
         if plain {
             Ok(self.root.join(path))
         } else {
@@ -41,7 +41,9 @@ impl LogStorage for LogFiles {
     fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
         match fs::read(self.resolve(path)?) {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -73,12 +75,8 @@ impl LogStorage for LogFiles {
         let mut name = target.as_os_str().to_owned();
         name.push(TEMPORARY);
         let temporary = PathBuf::from(name);
-        let mut file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file =
+            File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_data()?;
         fs::rename(&temporary, &target)

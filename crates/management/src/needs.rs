@@ -32,7 +32,8 @@ const fn need(audience: Audience, actions: &'static [Action]) -> Need {
 /// What a kind of task needs.
 #[must_use]
 pub fn of(kind: TaskKind) -> &'static [Need] {
-    const COLLECT: &[Need] = &[Need { audience: Audience::Market, actions: &[Action::WriteBars], source: true }];
+    const COLLECT: &[Need] =
+        &[Need { audience: Audience::Market, actions: &[Action::WriteBars], source: true }];
     const SESSION: &[Need] =
         &[need(Audience::Market, &[Action::ReadBars]), need(Audience::Ledger, &[Action::WriteLedger])];
     const ANALYSE: &[Need] =

@@ -144,7 +144,18 @@ impl Projection {
         match record {
             Record::OrderDecided { order, approved: false, .. } if self.orders.contains_key(order) => {}
             Record::OrderDecided {
-                order, portfolio, symbol, side, quantity, price, market_day, task, agent, approved, reason, ..
+                order,
+                portfolio,
+                symbol,
+                side,
+                quantity,
+                price,
+                market_day,
+                task,
+                agent,
+                approved,
+                reason,
+                ..
             } => {
                 let view = OrderView {
                     id: order.clone(),
@@ -165,7 +176,15 @@ impl Projection {
             Record::OrderFilled { order, price, .. } => self.set_status(order, "filled", Some(*price)),
             Record::OrderEnded { order, status, .. } => self.set_status(order, status, None),
             Record::GrantIssued {
-                grant, task, holder, audience, actions, portfolio, market_day, expires, ..
+                grant,
+                task,
+                holder,
+                audience,
+                actions,
+                portfolio,
+                market_day,
+                expires,
+                ..
             } => {
                 if self.grants.len() == GRANTS_MAX {
                     self.grants.pop_front();
@@ -184,7 +203,9 @@ impl Projection {
             }
             Record::Revoked { revoked, id, .. } => self.strike(revoked, id),
             Record::TaskEnded { task, outcome, detail, .. } if outcome == "done" => {
-                if let Some(("report", portfolio)) = task.split_once('/').and_then(|(_, rest)| rest.split_once('/')) {
+                if let Some(("report", portfolio)) =
+                    task.split_once('/').and_then(|(_, rest)| rest.split_once('/'))
+                {
                     self.reports.insert(portfolio.to_owned(), detail.clone());
                 }
             }
@@ -286,8 +307,12 @@ fn notable(record: &Record) -> Option<String> {
         Record::Decision { allowed: false, action, peer, reason, route, .. } => {
             format!("refused {action} to {peer} at {route}: {reason}")
         }
-        Record::OrderDecided { approved: false, order, reason, .. } => format!("order {order} rejected: {reason}"),
-        Record::GrantDenied { task, holder, reason, .. } => format!("no grant for {holder} on {task}: {reason}"),
+        Record::OrderDecided { approved: false, order, reason, .. } => {
+            format!("order {order} rejected: {reason}")
+        }
+        Record::GrantDenied { task, holder, reason, .. } => {
+            format!("no grant for {holder} on {task}: {reason}")
+        }
         Record::Revoked { revoked, id, by, reason, .. } if revoked != "task" => {
             format!("revoked {revoked} {id} by {by}: {reason}")
         }
@@ -299,7 +324,9 @@ fn notable(record: &Record) -> Option<String> {
             format!("enabled {what}: asked by {asked_by}, approved by {approved_by}")
         }
         Record::ModuleRefused { module, reason, .. } => format!("module {module} refused: {reason}"),
-        Record::ModuleEnded { module, outcome, violation: true, .. } => format!("module {module} stopped: {outcome}"),
+        Record::ModuleEnded { module, outcome, violation: true, .. } => {
+            format!("module {module} stopped: {outcome}")
+        }
         Record::TaskEnded { task, holder, outcome, .. } if outcome != "done" => {
             format!("task {task} {outcome} by {holder}")
         }

@@ -36,7 +36,11 @@ impl ApprovedModules {
         let Some(Ok(release)) = signed.map(|signed| signed.verify(&self.keys, self.threshold, 0)) else {
             return Vec::new();
         };
-        release.digests().filter(|digest| self.known.insert((*digest).to_owned())).map(str::to_owned).collect()
+        release
+            .digests()
+            .filter(|digest| self.known.insert((*digest).to_owned()))
+            .map(str::to_owned)
+            .collect()
     }
 }
 
@@ -91,9 +95,10 @@ fn carry_out(control: &Control, finding: &Finding, steps: &[Step]) {
     for step in steps {
         let result = match step {
             Step::RevokeAgent | Step::QuarantineAgent => quarantine(control, &finding.subject, &reason),
-            Step::CancelTask => {
-                finding.task.as_deref().map_or(Ok(()), |task| control.cancel_task(task, &finding.subject, &reason))
-            }
+            Step::CancelTask => finding
+                .task
+                .as_deref()
+                .map_or(Ok(()), |task| control.cancel_task(task, &finding.subject, &reason)),
             Step::Notify => Ok(()),
         };
         if let Err(error) = result {

@@ -36,7 +36,11 @@ pub struct Shared {
 /// Routes for members: exactly the standing permissions.
 pub fn member_routes(shared: Arc<Shared>, journal: Arc<Journal>) -> Routes<Shared> {
     let door = Arc::new(ControlDoor::new(shared.control.clone()));
-    Routes::new(shared, door, journal).with::<ReportStatus>().with::<VerifyRole>().with::<CheckQueue>().with::<Hear>()
+    Routes::new(shared, door, journal)
+        .with::<ReportStatus>()
+        .with::<VerifyRole>()
+        .with::<CheckQueue>()
+        .with::<Hear>()
 }
 
 /// Routes for operators.
@@ -87,10 +91,11 @@ impl Operation for ReportStatus {
 
     async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
         let lines: Vec<Vec<u8>> = self.0.journal.into_iter().map(String::into_bytes).collect();
-        let joined = state.joiner.join(process_name(&pass.peer.id), lines).await.map_err(|error| match error {
-            JoinError::Refused(detail) => Problem::conflict("journal_refused", &detail),
-            JoinError::Failed(detail) => Problem::unavailable("log_failed", &detail),
-        })?;
+        let joined =
+            state.joiner.join(process_name(&pass.peer.id), lines).await.map_err(|error| match error {
+                JoinError::Refused(detail) => Problem::conflict("journal_refused", &detail),
+                JoinError::Failed(detail) => Problem::unavailable("log_failed", &detail),
+            })?;
         if let Some(end) = &self.0.ended {
             state.control.end_task(&pass.peer, end)?;
         }
@@ -216,7 +221,13 @@ pub struct AgentView {
 
 fn start_cash(control: &Control) -> BTreeMap<String, i64> {
     let state = control.state();
-    state.schedule.plan().portfolios.iter().map(|portfolio| (portfolio.name.clone(), portfolio.cash)).collect()
+    state
+        .schedule
+        .plan()
+        .portfolios
+        .iter()
+        .map(|portfolio| (portfolio.name.clone(), portfolio.cash))
+        .collect()
 }
 
 fn summary(control: &Control) -> Summary {
@@ -226,7 +237,9 @@ fn summary(control: &Control) -> Summary {
     let equity_start = start.values().fold(0_i64, |sum, cash| sum.saturating_add(*cash));
     let equity = start
         .iter()
-        .map(|(name, cash)| view.equity.get(name).and_then(|days| days.last()).map_or(*cash, |(_, equity, _)| *equity))
+        .map(|(name, cash)| {
+            view.equity.get(name).and_then(|days| days.last()).map_or(*cash, |(_, equity, _)| *equity)
+        })
         .fold(0_i64, i64::saturating_add);
     Summary {
         state: match state.schedule.halted() {

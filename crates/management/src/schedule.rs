@@ -155,7 +155,9 @@ impl Schedule {
 
     fn load_step(&mut self) {
         self.tasks = match self.plan.steps.get(self.step) {
-            Some(step) => tasks_of(&self.plan, step).into_iter().map(|task| (task.id.clone(), task)).collect(),
+            Some(step) => {
+                tasks_of(&self.plan, step).into_iter().map(|task| (task.id.clone(), task)).collect()
+            }
             None => BTreeMap::new(),
         };
     }
@@ -232,7 +234,9 @@ impl Schedule {
 
     /// Tasks whose time is up go back to the queue.
     pub fn expire(&mut self, now_ms: i64) -> Vec<Lost> {
-        self.release_where(|task| matches!(&task.state, TaskState::Taken { until_ms, .. } if *until_ms < now_ms))
+        self.release_where(
+            |task| matches!(&task.state, TaskState::Taken { until_ms, .. } if *until_ms < now_ms),
+        )
     }
 
     fn release_where(&mut self, lost: impl Fn(&ScheduledTask) -> bool) -> Vec<Lost> {
@@ -329,7 +333,9 @@ fn params_of(plan: &Plan, step: &Step, kind: TaskKind, part: Option<&PortfolioSt
     match kind {
         TaskKind::Collect => json!({ "source": portfolio.source, "after": part.after }),
         TaskKind::Analyse => json!({ "symbols": portfolio.symbols }),
-        TaskKind::Rebalance => json!({ "symbols": portfolio.symbols, "construction": portfolio.construction }),
+        TaskKind::Rebalance => {
+            json!({ "symbols": portfolio.symbols, "construction": portfolio.construction })
+        }
         TaskKind::Report => json!({
             "symbols": portfolio.symbols, "start": portfolio.start, "cash": portfolio.cash,
             "cost_bps": portfolio.cost_bps,
@@ -357,7 +363,12 @@ mod tests {
         let step = |day: &str, rebalance| Step {
             day: day.into(),
             days: 21,
-            portfolios: vec![PortfolioStep { portfolio: "core".into(), after: None, rebalance, report: !rebalance }],
+            portfolios: vec![PortfolioStep {
+                portfolio: "core".into(),
+                after: None,
+                rebalance,
+                report: !rebalance,
+            }],
         };
         Plan {
             seed: 1,

@@ -1,8 +1,8 @@
 //! The attacks that every guarded route must refuse, tried on every route that there is.
 //!
-//! A process hands in its real routers and one [`Sample`] per route: a good request. Each [`Attack`] changes one thing
-//! about it, and must be answered with 403 and its reason, leave no effect, and be journalled. A route without a sample
-//! fails the test, so that a new route cannot be forgotten.
+//! A process hands in its real routers and one [`Sample`] per route: a good request. Each [`Attack`] changes
+//! one thing about it, and must be answered with 403 and its reason, leave no effect, and be journalled. A
+//! route without a sample fails the test, so that a new route cannot be forgotten.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -62,8 +62,8 @@ pub struct Sample {
     pub method: Method,
     /// Path.
     pub path: &'static str,
-    /// The request about something. Whatever of portfolio, symbol and day the route carries must be taken from there: this
-    /// is how it is found out which attacks there are.
+    /// The request about something. Whatever of portfolio, symbol and day the route carries must be taken
+    /// from there: this is how it is found out which attacks there are.
     pub ask: fn(&About) -> Asked,
 }
 
@@ -91,7 +91,8 @@ pub struct Place {
     pub router: Router,
 }
 
-/// A process under test: how its routes are built in a directory, and how to see whether anything was done there.
+/// A process under test: how its routes are built in a directory, and how to see whether anything was done
+/// there.
 pub struct Subject<'a> {
     /// Whom its grants are shown to.
     pub audience: Audience,
@@ -210,7 +211,8 @@ impl Attack {
         }
     }
 
-    /// Whether it can be made with this request: a route that carries no symbol cannot be asked about another.
+    /// Whether it can be made with this request: a route that carries no symbol cannot be asked about
+    /// another.
     fn applies(self, sample: &Sample) -> bool {
         let about = self.about();
         about == About::good() || (sample.ask)(&about) != (sample.ask)(&About::good())

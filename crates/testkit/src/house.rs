@@ -1,7 +1,7 @@
 //! An installation for a test: root, class authorities, bundle, and identities of whoever is needed.
 //!
-//! Keys come from fixed seeds, so that a failing test fails again. Peers are made by real handshakes, for there is no
-//! other way to make one.
+//! Keys come from fixed seeds, so that a failing test fails again. Peers are made by real handshakes, for
+//! there is no other way to make one.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -11,12 +11,18 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use wire::layout::{Layout, Topology, read_json};
+
+use crate::intruder::Intruder;
 
 /// Whole systems run one at a time: they are measured by what they do, and share two cores.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// How long anything may take before the test gives up on it.
 const PATIENCE: Duration = Duration::from_secs(180);
+
+/// How long a question of an agent for a task stays with management.
+const QUESTION: Duration = Duration::from_secs(2);
 
 /// A running system.
 pub struct System {
@@ -143,6 +149,82 @@ impl System {
         }
     }
 
+    /// The process id of `trader up`.
+    ///
+    /// # Panics
+    /// When it was not started.
+    #[must_use]
+    pub fn up_pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.up.as_ref().unwrap().id()).unwrap())
+    }
+
+    /// Starts a command on the system and does not wait for it.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn spawn(&self, arguments: &[&str]) -> Child {
+        let mut command = Command::new(&self.trader);
+        command.args(arguments).arg("--dir").arg(self.dir());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Where things are.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        Layout::new(&self.dir())
+    }
+
+    /// Who listens where.
+    ///
+    /// # Panics
+    /// When it is not known.
+    #[must_use]
+    pub fn topology(&self) -> Topology {
+        read_json(&self.layout().topology()).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Steals the identity of a process, which goes on as if nothing had happened.
+    #[must_use]
+    pub fn steal(&self, process: &str) -> Intruder {
+        Intruder::with_identity(&self.layout().identity(process), self.topology())
+    }
+
+    /// The identity of an operator.
+    #[must_use]
+    pub fn operator(&self, name: &str) -> Intruder {
+        Intruder::with_identity(&self.layout().operator(name), self.topology())
+    }
+
+    /// Takes the place of an agent: its process is held, and whatever task it had goes back to the queue.
+    /// `signal(name, Signal::SIGCONT)` lets it go on.
+    pub fn take_over(&self, agent: &str) -> Intruder {
+        self.signal(agent, Signal::SIGSTOP);
+        // Its last question for a task is still with management, and would compete with ours.
+        std::thread::sleep(QUESTION + Duration::from_millis(200));
+        let intruder = self.steal(agent);
+        let reply = intruder.queue(0);
+        if reply.task.is_some() {
+            intruder.give_back(&reply);
+        }
+        intruder
+    }
+
+    /// Waits until a process has journalled a certain record, and returns its entry.
+    ///
+    /// # Panics
+    /// When that does not come.
+    pub fn wait_for_record(&self, process: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(entry) = self.journal(process).into_iter().find(|entry| wanted(&entry["record"])) {
+                return entry;
+            }
+            assert!(Instant::now() < deadline, "{process} did not journal {what}\n{}", self.outputs());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Waits until `trader up` ends by itself, and returns its exit status and what it printed.
     ///
     /// # Panics
@@ -193,7 +275,7 @@ impl System {
         all
     }
 
-    /// Every entry that the system's log holds, oldest first, with the process that wrote it.
+    /// Every entry that a process has journalled, oldest first.
     ///
     /// # Panics
     /// When the journals cannot be read.

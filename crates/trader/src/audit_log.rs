@@ -32,7 +32,10 @@ pub(crate) fn verify_command(args: &VerifyArgs) -> Outcome {
         line(&format!("entries   {}", report.entries));
         line(&format!("root      {}", report.root));
         if report.unjoined > 0 {
-            line(&format!("unjoined  {} (the system is running, or was cut off; it joins them when it runs)", report.unjoined));
+            line(&format!(
+                "unjoined  {} (the system is running, or was cut off; it joins them when it runs)",
+                report.unjoined
+            ));
         }
         for fault in &report.faults {
             line(&format!("FAULT     {}: {}", fault.place, fault.problem));

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderName, REFERRER_POLICY};
+use hyper::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderName, REFERRER_POLICY,
+};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -64,7 +66,9 @@ impl Console {
     /// Serves the console on this machine.
     pub(crate) async fn start(layout: &Layout, port: u16) -> Result<Self, Failure> {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.map_err(|error| {
-            Failure::refused(format!("the console cannot listen on port {port}: {error}; choose another with --console-port"))
+            Failure::refused(format!(
+                "the console cannot listen on port {port}: {error}; choose another with --console-port"
+            ))
         })?;
         let address = listener.local_addr().map_err(Failure::broken)?;
         let mut bytes = [0_u8; 16];
@@ -103,7 +107,10 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    shared: Arc<Shared>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     // A page elsewhere that makes this browser ask here comes with another host name, or without the token.
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     if !shared.hosts.iter().any(|ours| ours == host) || request.method() != Method::GET {

@@ -106,7 +106,12 @@ fn print(args: &FileArgs, imported: &Imported) -> Outcome {
         let symbol = finding.symbol.as_ref().map(ToString::to_string).unwrap_or_default();
         let day = finding.day.map(|day| day.to_string()).unwrap_or_default();
         let action = if finding.action == Action::Refused { "refused" } else { "flagged" };
-        line(&format!("line {:<7} {symbol:<8} {day:<10} {action} {}: {}", finding.row, finding.fault.as_str(), finding.detail));
+        line(&format!(
+            "line {:<7} {symbol:<8} {day:<10} {action} {}: {}",
+            finding.row,
+            finding.fault.as_str(),
+            finding.detail
+        ));
     }
     line(&format!(
         "{} bars of {} symbols are good; {} findings refused, {} flagged",
@@ -127,7 +132,8 @@ pub(crate) fn desk_config(plan: &Plan) -> Result<String, Failure> {
         .portfolios
         .iter()
         .map(|portfolio| {
-            let cap_bps = portfolio.construction.get("cap_bps").and_then(serde_json::Value::as_i64).unwrap_or(1_000);
+            let cap_bps =
+                portfolio.construction.get("cap_bps").and_then(serde_json::Value::as_i64).unwrap_or(1_000);
             let limits = Limits {
                 quantity_max: Quantity::new(100_000_000),
                 order_notional_max: Money::from_micros(portfolio.cash.saturating_mul(20)),

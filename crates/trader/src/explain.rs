@@ -82,7 +82,8 @@ pub(crate) fn read_log(layout: &Layout) -> Result<Vec<Entry>, Failure> {
     let (_, bundle) = bootstrap::bundle(layout).map_err(Failure::broken)?;
     let key = VerifyingKey::from_hex(&bundle.log_key).map_err(Failure::broken)?;
     let storage = LogFiles::open(&layout.log()).map_err(Failure::broken)?;
-    let missing = || Failure::refused("the log is changing or incomplete: try again, or run `trader audit verify`");
+    let missing =
+        || Failure::refused("the log is changing or incomplete: try again, or run `trader audit verify`");
     let note = storage.read("checkpoint").map_err(Failure::broken)?.ok_or_else(missing)?;
     let checkpoint =
         Checkpoint::open(&note, &log_origin(&bundle.trust_domain), &key).map_err(Failure::refused)?;
@@ -107,21 +108,29 @@ fn chain(entries: &[Entry], order: &str) -> Vec<Link> {
     let Some((task, grant, forecast)) = decided else { return Vec::new() };
     let maker = forecast.and_then(|forecast| {
         entries.iter().find_map(|entry| match &entry.record {
-            Record::Stored { what, id, task, .. } if what == "forecast" && id == forecast => Some(task.as_str()),
+            Record::Stored { what, id, task, .. } if what == "forecast" && id == forecast => {
+                Some(task.as_str())
+            }
             _ => None,
         })
     });
     let concerns = |record: &Record| -> Option<&'static str> {
         let of_maker = |id: &str| maker == Some(id);
         match record {
-            Record::OrderDecided { order: id, .. } | Record::OrderSent { order: id } if id == order => Some("order"),
-            Record::OrderFilled { order: id, .. } | Record::OrderEnded { order: id, .. } if id == order => Some("fill"),
+            Record::OrderDecided { order: id, .. } | Record::OrderSent { order: id } if id == order => {
+                Some("order")
+            }
+            Record::OrderFilled { order: id, .. } | Record::OrderEnded { order: id, .. } if id == order => {
+                Some("fill")
+            }
             Record::GrantIssued { grant: id, .. } if id == grant => Some("grant"),
             Record::GrantIssued { task: id, .. } if of_maker(id) => Some("grant"),
             Record::ModuleStarted { task: id, .. } if id == task || of_maker(id) => Some("module"),
             Record::TaskEnded { task: id, outcome, .. } if of_maker(id) && outcome == "done" => Some("model"),
             Record::Stored { task: id, .. } if of_maker(id) => Some("model"),
-            Record::Decision { task: Some(id), action, .. } if of_maker(id) && action == "read_bars" => Some("data"),
+            Record::Decision { task: Some(id), action, .. } if of_maker(id) && action == "read_bars" => {
+                Some("data")
+            }
             Record::TaskTaken { task: id, .. } if id == task => Some("task"),
             Record::TaskEnded { task: id, .. } if id == task => Some("task"),
             _ => None,
@@ -144,17 +153,32 @@ fn chain(entries: &[Entry], order: &str) -> Vec<Link> {
 
 fn describe(record: &Record) -> String {
     match record {
-        Record::OrderDecided { order, side, quantity, symbol, price, market_day, approved, reason, .. } => {
+        Record::OrderDecided {
+            order, side, quantity, symbol, price, market_day, approved, reason, ..
+        } => {
             let verdict = if *approved { "approved" } else { "rejected" };
-            format!("{order}: {side} {quantity} {symbol} at {} on {market_day}: {verdict} ({reason})", dollars(*price))
+            format!(
+                "{order}: {side} {quantity} {symbol} at {} on {market_day}: {verdict} ({reason})",
+                dollars(*price)
+            )
         }
         Record::OrderSent { order } => format!("{order} sent to the broker"),
         Record::OrderFilled { quantity, symbol, price, fee, market_day, .. } => {
-            format!("filled {quantity} {symbol} at {} on {market_day}, fee {}", dollars(*price), dollars(*fee))
+            format!(
+                "filled {quantity} {symbol} at {} on {market_day}, fee {}",
+                dollars(*price),
+                dollars(*fee)
+            )
         }
-        Record::OrderEnded { status, reason, market_day, .. } => format!("{status} on {market_day}: {reason}"),
+        Record::OrderEnded { status, reason, market_day, .. } => {
+            format!("{status} on {market_day}: {reason}")
+        }
         Record::GrantIssued { grant, audience, actions, holder, policies, .. } => {
-            format!("{grant} for {audience} ({}) to {holder} by policy {}", actions.join(", "), policies.join(", "))
+            format!(
+                "{grant} for {audience} ({}) to {holder} by policy {}",
+                actions.join(", "),
+                policies.join(", ")
+            )
         }
         Record::ModuleStarted { module, digest, task } => format!("{module} {digest} for {task}"),
         Record::TaskTaken { task, holder, attempt } => format!("{task} taken by {holder}, attempt {attempt}"),

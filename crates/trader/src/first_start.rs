@@ -134,7 +134,8 @@ fn release(layout: &Layout) -> Result<(), Failure> {
         let known = signed.verify(&keys, bundle.release_threshold as usize, 0).map_err(Failure::refused)?;
         version = known.version() + 1;
     }
-    let mut signed = SignedManifest::new(&Manifest { version, modules: ours.clone() }).map_err(Failure::broken)?;
+    let mut signed =
+        SignedManifest::new(&Manifest { version, modules: ours.clone() }).map_err(Failure::broken)?;
     for key in bootstrap::release_keys(layout).map_err(Failure::broken)? {
         signed.sign(&key);
     }
@@ -174,8 +175,14 @@ fn topology(layout: &Layout) -> Result<(), Failure> {
 }
 
 fn all_free(topology: &Topology) -> bool {
-    let services = topology.services.values().flat_map(|service| service.backends.iter().chain([&service.listen]));
-    topology.management.values().chain([&topology.enrolment]).chain(services).all(|at| TcpListener::bind(at).is_ok())
+    let services =
+        topology.services.values().flat_map(|service| service.backends.iter().chain([&service.listen]));
+    topology
+        .management
+        .values()
+        .chain([&topology.enrolment])
+        .chain(services)
+        .all(|at| TcpListener::bind(at).is_ok())
 }
 
 /// A portfolio is small below this many stocks, and may then hold more of each.
@@ -208,10 +215,16 @@ fn plan(layout: &Layout, request: &RunRequest) -> Result<Plan, Failure> {
     let mut portfolios = Vec::new();
     let mut calendars = Vec::new();
     for source in open_sources(layout)? {
-        let days: Vec<Day> =
-            source.days().iter().copied().filter(|day| request.until.is_none_or(|until| *day <= until)).collect();
+        let days: Vec<Day> = source
+            .days()
+            .iter()
+            .copied()
+            .filter(|day| request.until.is_none_or(|until| *day <= until))
+            .collect();
         // A portfolio whose history is too short to be opened is left out.
-        let (Some(start), Some(last)) = (days.get(WARM_UP_DAYS).copied(), days.last().copied()) else { continue };
+        let (Some(start), Some(last)) = (days.get(WARM_UP_DAYS).copied(), days.last().copied()) else {
+            continue;
+        };
         let whole = market::import::read(&source.slice(None, last)).map_err(Failure::refused)?;
         let (name, cash_dollars, construction) = portfolio_of(source.name(), whole.series.len());
         portfolios.push(PortfolioPlan {
@@ -234,7 +247,8 @@ fn plan(layout: &Layout, request: &RunRequest) -> Result<Plan, Failure> {
     let steps = steps(&calendars);
     // A portfolio is opened on the day of its first step.
     for portfolio in &mut portfolios {
-        let first = steps.iter().find(|step| step.portfolios.iter().any(|part| part.portfolio == portfolio.name));
+        let first =
+            steps.iter().find(|step| step.portfolios.iter().any(|part| part.portfolio == portfolio.name));
         if let Some(first) = first {
             portfolio.start.clone_from(&first.day);
         }
@@ -244,8 +258,11 @@ fn plan(layout: &Layout, request: &RunRequest) -> Result<Plan, Failure> {
 
 /// The steps: every month of market days of all calendars together, and the last day of each.
 fn steps(calendars: &[(String, Day, Vec<Day>)]) -> Vec<Step> {
-    let all: std::collections::BTreeSet<Day> =
-        calendars.iter().flat_map(|(_, start, days)| days.iter().filter(move |day| *day >= start)).copied().collect();
+    let all: std::collections::BTreeSet<Day> = calendars
+        .iter()
+        .flat_map(|(_, start, days)| days.iter().filter(move |day| *day >= start))
+        .copied()
+        .collect();
     let all: Vec<Day> = all.into_iter().collect();
     let mut last_step: BTreeMap<&str, Day> = BTreeMap::new();
     let mut finished: BTreeMap<&str, bool> = BTreeMap::new();

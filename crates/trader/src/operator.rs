@@ -42,12 +42,16 @@ impl Operator {
             )));
         }
         let directory = layout.operator(name);
-        let fresh = Identity::load(&directory).ok().filter(|held| held.expires() > unix_ms() / 1_000 + RENEW_BELOW_S);
+        let fresh =
+            Identity::load(&directory).ok().filter(|held| held.expires() > unix_ms() / 1_000 + RENEW_BELOW_S);
         let identity = match fresh {
             Some(identity) => identity,
             None if directory.exists() => issue(layout, name)?,
             None => {
-                return Err(Failure::refused(format!("there is no operator {name} in {}", directory.display())));
+                return Err(Failure::refused(format!(
+                    "there is no operator {name} in {}",
+                    directory.display()
+                )));
             }
         };
         let topology: Topology = read_json(&layout.topology()).map_err(Failure::broken)?;
@@ -55,8 +59,8 @@ impl Operator {
             .management
             .get(PeerClass::Operators.as_str())
             .ok_or_else(|| Failure::broken("the topology names no listener for operators"))?;
-        let client =
-            Client::new(Arc::new(identity), PeerClass::Management, None, *address).map_err(Failure::broken)?;
+        let client = Client::new(Arc::new(identity), PeerClass::Management, None, *address)
+            .map_err(Failure::broken)?;
         Ok(Self { client })
     }
 
@@ -66,7 +70,11 @@ impl Operator {
     }
 
     /// Asks for something.
-    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
         self.client.call_json(Method::POST, path, &[], Some(body), TIMEOUT).await.map_err(failure)
     }
 }

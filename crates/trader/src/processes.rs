@@ -86,7 +86,11 @@ impl Process {
 pub(crate) fn run(args: &ProcessArgs) -> Outcome {
     // Whoever started this process is the one that answers for it: without it, this one ends too.
     nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(Failure::broken)?;
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::INFO)
+        .with_ansi(false)
+        .init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -138,7 +142,11 @@ async fn run_balancer(layout: &Layout, stop: watch::Receiver<bool>) -> Outcome {
     let routes = topology
         .services
         .into_iter()
-        .map(|(name, service)| balancer::RouteConfig { name, listen: service.listen, backends: service.backends })
+        .map(|(name, service)| balancer::RouteConfig {
+            name,
+            listen: service.listen,
+            backends: service.backends,
+        })
         .collect();
     balancer::run(routes, stop).await.map_err(Failure::broken)
 }

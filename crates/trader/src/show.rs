@@ -2,7 +2,7 @@
 
 use management::control::{Incident, Proposal, RevocationProof};
 use management::projection::{GrantView, OrderView, Projection};
-use management::routes::{Aim, AgentView, ProposeBody, Summary};
+use management::routes::{AgentView, Aim, ProposeBody, Summary};
 use wire::journal::unix_ms;
 use wire::layout::Layout;
 
@@ -108,7 +108,9 @@ pub(crate) async fn grants(args: &ListArgs) -> Outcome {
 pub(crate) async fn orders(args: &ListArgs) -> Outcome {
     let orders: Vec<OrderView> = match Operator::of(&args.ask)?.get(&listed("/v1/orders", args)).await {
         Ok(orders) => orders,
-        Err(failure) => latest(sorted(from_log(&args.ask, failure)?.orders.into_values().collect()), args.limit),
+        Err(failure) => {
+            latest(sorted(from_log(&args.ask, failure)?.orders.into_values().collect()), args.limit)
+        }
     };
     if args.ask.json {
         return json(&orders);
@@ -214,7 +216,9 @@ pub(crate) async fn enable(ask: &Ask, action: &str, target: &str, approve: Optio
     let proposal: Proposal = match approve {
         Some(id) => operator.post("/v1/approvals", &Aim { target: id.into(), reason: String::new() }).await?,
         None => {
-            operator.post("/v1/proposals", &ProposeBody { action: action.into(), target: target.into() }).await?
+            operator
+                .post("/v1/proposals", &ProposeBody { action: action.into(), target: target.into() })
+                .await?
         }
     };
     if ask.json {

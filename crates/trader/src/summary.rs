@@ -58,10 +58,14 @@ impl RunSummary {
     ) -> Result<Self, Failure> {
         let equity = curve
             .iter()
-            .map(|(day, micros)| Ok((day.parse::<Day>().map_err(Failure::broken)?, Money::from_micros(*micros))))
+            .map(|(day, micros)| {
+                Ok((day.parse::<Day>().map_err(Failure::broken)?, Money::from_micros(*micros)))
+            })
             .collect::<Result<Vec<_>, Failure>>()?;
-        let number = |report: &serde_json::Value, key: &str| report.get(key).and_then(serde_json::Value::as_i64);
-        let benchmark_end: i64 = summary.reports.values().filter_map(|report| number(report, "benchmark_end")).sum();
+        let number =
+            |report: &serde_json::Value, key: &str| report.get(key).and_then(serde_json::Value::as_i64);
+        let benchmark_end: i64 =
+            summary.reports.values().filter_map(|report| number(report, "benchmark_end")).sum();
         let counts = &summary.counts;
         Ok(Self {
             days: counts.days,
@@ -80,7 +84,11 @@ impl RunSummary {
             sharpe: metrics::sharpe(&metrics::daily_returns(&equity)),
             ai_beats_benchmark: summary.equity > benchmark_end,
             ended: summary.ended,
-            audit: AuditSummary { entries: audit.entries, root: audit.root.clone(), verified: audit.verified },
+            audit: AuditSummary {
+                entries: audit.entries,
+                root: audit.root.clone(),
+                verified: audit.verified,
+            },
         })
     }
 
@@ -88,13 +96,22 @@ impl RunSummary {
     pub(crate) fn print(&self, summary: &Summary) {
         let percent = |value: f64| format!("{:.1} %", value * 100.0);
         line(&format!("days              {}", self.days));
-        line(&format!("orders            {} ({} filled, {} rejected)", self.orders, self.fills, self.rejected));
+        line(&format!(
+            "orders            {} ({} filled, {} rejected)",
+            self.orders, self.fills, self.rejected
+        ));
         line(&format!("grants            {} issued, {} denied", self.grants_issued, self.grants_denied));
         line(&format!("revocations       {}, incidents {}", self.revocations, self.incidents));
         line(&format!("equity            {} -> {}", dollars(summary.equity_start), dollars(summary.equity)));
-        line(&format!("equal-weight hold {:.2} (bought on the first day, after the same costs)", self.benchmark_end));
+        line(&format!(
+            "equal-weight hold {:.2} (bought on the first day, after the same costs)",
+            self.benchmark_end
+        ));
         line(&format!("max drawdown      {}", percent(self.max_drawdown)));
-        line(&format!("sharpe            {}", self.sharpe.map_or("-".to_owned(), |value| format!("{value:.2}"))));
+        line(&format!(
+            "sharpe            {}",
+            self.sharpe.map_or("-".to_owned(), |value| format!("{value:.2}"))
+        ));
         for (portfolio, report) in &summary.reports {
             let text = |key: &str| report.get(key).map_or("-".to_owned(), ToString::to_string);
             line(&format!(
@@ -113,6 +130,9 @@ impl RunSummary {
              of them were chosen in hindsight, so neither figure is what a person could have earned."
         });
         let verdict = if self.audit.verified { "verified" } else { "NOT VERIFIED" };
-        line(&format!("audit             {} entries, root {}, {verdict}", self.audit.entries, self.audit.root));
+        line(&format!(
+            "audit             {} entries, root {}, {verdict}",
+            self.audit.entries, self.audit.root
+        ));
     }
 }

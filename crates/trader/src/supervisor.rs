@@ -142,7 +142,9 @@ impl Supervisor {
 
     /// Starts one process, with a ticket when it has no identity that lasts.
     async fn launch(&mut self, index: usize) -> Result<(), Failure> {
-        let Some(process) = self.watched.get(index).map(|watched| watched.process.clone()) else { return Ok(()) };
+        let Some(process) = self.watched.get(index).map(|watched| watched.process.clone()) else {
+            return Ok(());
+        };
         let ticket = self.ticket(&process).await?;
         let name = process.name();
         files::create_private_dir(&self.layout.process(&name)).map_err(Failure::broken)?;
@@ -166,7 +168,8 @@ impl Supervisor {
             .spawn()
             .map_err(Failure::broken)?;
         let pid = child.id().unwrap_or_default().to_string();
-        files::write_private_atomic(&self.layout.process(&name).join("pid"), pid.as_bytes()).map_err(Failure::broken)?;
+        files::write_private_atomic(&self.layout.process(&name).join("pid"), pid.as_bytes())
+            .map_err(Failure::broken)?;
         if let Some(mut stdin) = child.stdin.take() {
             let line = format!("{}\n", ticket.unwrap_or_default());
             // A child that is gone already is found by the next look at it.
@@ -208,7 +211,9 @@ impl Supervisor {
                         watched.child = None;
                         watched.revoked = status.code() == Some(REVOKED);
                         if watched.revoked {
-                            say(&format!("{name} was revoked; `trader agent reinstate {name}` brings it back"));
+                            say(&format!(
+                                "{name} was revoked; `trader agent reinstate {name}` brings it back"
+                            ));
                             continue;
                         }
                         if watched.started.elapsed() > STEADY {
@@ -276,7 +281,8 @@ impl Supervisor {
             Process::Management => 4,
         };
         for wanted in 0..=4 {
-            let members = self.watched.iter().enumerate().filter(|(_, watched)| rank(&watched.process) == wanted);
+            let members =
+                self.watched.iter().enumerate().filter(|(_, watched)| rank(&watched.process) == wanted);
             groups.push(members.map(|(index, _)| index).collect());
         }
         for group in groups {
@@ -312,8 +318,19 @@ mod tests {
     fn there_are_two_units_of_each_domain_one_desk_and_three_agents() {
         let names: Vec<String> = all_processes().iter().map(Process::name).collect();
         let expected = [
-            "management", "balancer", "unit-market-1", "unit-market-2", "unit-news-1", "unit-news-2",
-            "unit-research-1", "unit-research-2", "unit-ledger-1", "unit-ledger-2", "desk-1", "agent-1", "agent-2",
+            "management",
+            "balancer",
+            "unit-market-1",
+            "unit-market-2",
+            "unit-news-1",
+            "unit-news-2",
+            "unit-research-1",
+            "unit-research-2",
+            "unit-ledger-1",
+            "unit-ledger-2",
+            "desk-1",
+            "agent-1",
+            "agent-2",
             "agent-3",
         ];
         assert_eq!(names, expected);

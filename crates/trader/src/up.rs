@@ -90,7 +90,10 @@ pub(crate) async fn up(args: UpArgs) -> Outcome {
     let console = Console::start(&layout, args.console_port).await?;
     let talk = Talk { quiet: args.quiet };
     talk.say(&format!("state directory   {}", root.display()));
-    talk.say(&format!("processes         {} (their output: processes/NAME/output.log)", supervisor.running()));
+    talk.say(&format!(
+        "processes         {} (their output: processes/NAME/output.log)",
+        supervisor.running()
+    ));
     talk.say(&format!("console           {}", console.url()));
     talk.say("Ctrl-C stops everything in order; the next `trader up` goes on from there.");
 
@@ -206,7 +209,10 @@ fn lock(root: &Path) -> Result<std::fs::File, Failure> {
         .open(&path)
         .map_err(Failure::broken)?;
     file.try_lock().map_err(|_| {
-        Failure::refused(format!("a `trader up` is running on {} already; stop it first, or use --dir", root.display()))
+        Failure::refused(format!(
+            "a `trader up` is running on {} already; stop it first, or use --dir",
+            root.display()
+        ))
     })?;
     Ok(file)
 }

@@ -1,4 +1,5 @@
-//! The market domain: bars and splits, as a panel of closes or whole. A portfolio's data set has the portfolio's name.
+//! The market domain: bars and splits, as a panel of closes or whole. A portfolio's data set has the
+//! portfolio's name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! The ledger domain: what a portfolio holds, what it was worth, and the entries from which both follow. Entries come from
-//! the desk alone.
+//! The ledger domain: what a portfolio holds, what it was worth, and the entries from which both follow.
+//! Entries come from the desk alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

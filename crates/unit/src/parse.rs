@@ -1,7 +1,7 @@
 //! From text of a stranger to values: queries and the parts that bodies share.
 //!
-//! Strict on purpose: a key that is unknown, missing or given twice refuses the whole request, so that no two readers of
-//! one request understand it differently. What is refused says which part is wrong.
+//! Strict on purpose: a key that is unknown, missing or given twice refuses the whole request, so that no two
+//! readers of one request understand it differently. What is refused says which part is wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,8 +20,8 @@ const PORTFOLIO_BYTES_MAX: usize = 64;
 pub(crate) struct Query<'a>(BTreeMap<&'a str, &'a str>);
 
 impl<'a> Query<'a> {
-    /// Takes a query that has exactly these keys. No value of ours needs an escape, so `%` and `+` are refused further
-    /// down, where values are read.
+    /// Takes a query that has exactly these keys. No value of ours needs an escape, so `%` and `+` are
+    /// refused further down, where values are read.
     pub(crate) fn parse(query: &'a str, keys: &[&str]) -> Result<Self, Problem> {
         let mut found = BTreeMap::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -135,8 +135,8 @@ pub(crate) fn name(what: &str, text: &str) -> Result<(), Problem> {
     }
 }
 
-/// A market day as grants speak of it. `None` never happens, for both kinds of day have the same range; if it did, a write
-/// would be refused for naming no day, and a read would be cut at the grant's day.
+/// A market day as grants speak of it. `None` never happens, for both kinds of day have the same range; if it
+/// did, a write would be refused for naming no day, and a read would be cut at the grant's day.
 pub(crate) fn market_day(day: Day) -> Option<MarketDay> {
     MarketDay::parse(&day.to_string())
 }

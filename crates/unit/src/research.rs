@@ -1,5 +1,5 @@
-//! The research domain: forecasts and reports. Their content is JSON that other parts give meaning to; the name of each is
-//! `PORTFOLIO/DAY`, so that nobody can take the name of another portfolio's.
+//! The research domain: forecasts and reports. Their content is JSON that other parts give meaning to; the
+//! name of each is `PORTFOLIO/DAY`, so that nobody can take the name of another portfolio's.
 
 use std::sync::Arc;
 
@@ -43,7 +43,8 @@ impl Operation for ReadForecast {
         state
             .read::<Self, _>(pass, move |research, last| {
                 let found = research.forecast(&self.id).map_err(|error| problem(&error))?;
-                // The name says nothing for sure: what was stored decides whose it is and since when it is known.
+                // The name says nothing for sure: what was stored decides whose it is and since when it is
+                // known.
                 match found.filter(|found| found.portfolio == self.portfolio && found.day <= last) {
                     Some(found) => Ok((StoredJson(found.json), 1)),
                     None => Err(Problem::not_found("not_found", "there is no such forecast")),
@@ -96,7 +97,10 @@ fn one(new: bool) -> Written {
 
 /// Makes a route that stores one thing under its name.
 macro_rules! write_route {
-    ($(#[$doc:meta])* $name:ident, $path:literal, $action:ident, $what:literal, $field:ident, $find:ident, $put:ident) => {
+    (
+        $(#[$doc:meta])*
+        $name:ident, $path:literal, $action:ident, $what:literal, $field:ident, $find:ident, $put:ident
+    ) => {
         $(#[$doc])*
         pub(crate) struct $name(Content);
 

@@ -1,6 +1,8 @@
-//! A unit as a process: identity, database, one listener per class of peers, the revocation feed, the way to the log.
+//! A unit as a process: identity, database, one listener per class of peers, the revocation feed, the way to
+//! the log.
 //!
-//! A unit keeps nothing that its database and its journal do not have, so it may be killed and started again at any time.
+//! A unit keeps nothing that its database and its journal do not have, so it may be killed and started again
+//! at any time.
 //!
 //! INVARIANT: it serves its own domain and no other, under the identity that says so.
 

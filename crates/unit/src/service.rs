@@ -1,6 +1,7 @@
 //! Which peers reach which routes: one table of routes for each domain and class of peers.
 //!
-//! INVARIANT: a class that is not named here has no listener, and a route that is not in its class's table is not there.
+//! INVARIANT: a class that is not named here has no listener, and a route that is not in its class's table is
+//! not there.
 
 use std::path::Path;
 use std::sync::Arc;

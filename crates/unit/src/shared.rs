@@ -1,8 +1,8 @@
-//! What every route of a unit does after its door: reading is paid for before it is answered, writing is announced before
-//! it is done, and a permit is looked at once more at the last moment.
+//! What every route of a unit does after its door: reading is paid for before it is answered, writing is
+//! announced before it is done, and a permit is looked at once more at the last moment.
 //!
-//! Owns the database of the domain, and the translation of its errors: a caller learns a code and whether to try again,
-//! never what is inside.
+//! Owns the database of the domain, and the translation of its errors: a caller learns a code and whether to
+//! try again, never what is inside.
 //!
 //! INVARIANT: what is refused after the door is journalled like what the door refuses.
 
@@ -68,8 +68,8 @@ impl<D: Send + Sync + 'static> Shared<D> {
         &self.door
     }
 
-    /// Answers with what `question` finds, and takes its rows off the grant before. The question is told the last day that
-    /// may be served, from the permit and not from the request.
+    /// Answers with what `question` finds, and takes its rows off the grant before. The question is told the
+    /// last day that may be served, from the permit and not from the request.
     pub(crate) async fn read<O, T>(
         self: Arc<Self>,
         pass: Pass,

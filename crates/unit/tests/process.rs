@@ -130,7 +130,8 @@ async fn a_unit_serves_ships_its_journal_and_stops_allowing_when_everything_is_k
     let grant = signed(&grant, &House::grant_key());
     let headers = [(GRANT_HEADER, grant.as_str())];
     let bar = json!({ "day": "2005-03-16", "open": 5, "high": 9, "low": 4, "close": 7, "volume": 1 });
-    let body = json!({ "portfolio": "core", "source": "sample", "series": { "AAPL": { "bars": [bar], "splits": [] } } });
+    let series = json!({ "AAPL": { "bars": [bar], "splits": [] } });
+    let body = json!({ "portfolio": "core", "source": "sample", "series": series });
     let written = tokio::time::timeout(PATIENCE, async {
         loop {
             // Not listening yet, or not heard the feed yet: both pass.

@@ -195,7 +195,9 @@ impl Door for GrantDoor {
         };
         // Both clocks are read under the lock: time spent waiting for it counts against lease and expiry.
         match self.with(|guard| guard.decide(self.now(), &request)) {
-            Some(Decision::Allow(permit)) => Verdict::Allow { permit: Some(permit), reason: "granted".into() },
+            Some(Decision::Allow(permit)) => {
+                Verdict::Allow { permit: Some(permit), reason: "granted".into() }
+            }
             Some(Decision::Deny(denial)) => Verdict::Deny {
                 code: denial.reason.as_str().into(),
                 retryable: denial.reason.retryable(),
@@ -252,7 +254,11 @@ pub trait Operation: Sized + Send + 'static {
     fn touched(&self, state: &Self::State) -> Touched;
 
     /// Does it.
-    fn run(self, state: Arc<Self::State>, pass: Pass) -> impl Future<Output = Result<Response, Problem>> + Send;
+    fn run(
+        self,
+        state: Arc<Self::State>,
+        pass: Pass,
+    ) -> impl Future<Output = Result<Response, Problem>> + Send;
 }
 
 /// A route's line in the table of routes.
@@ -437,13 +443,14 @@ where
     let handler = move |Extension(newcomer): Extension<Newcomer>, body: Bytes| {
         let enrol = enrol.clone();
         async move {
-            let reply = from_json(&body).and_then(|request| enrol(newcomer, request)).and_then(|reply| json(&reply));
+            let reply =
+                from_json(&body).and_then(|request| enrol(newcomer, request)).and_then(|reply| json(&reply));
             reply.unwrap_or_else(IntoResponse::into_response)
         }
     };
-    Router::new()
-        .route(ENROL_PATH, axum::routing::post(handler))
-        .fallback(|| async { Problem::not_found("no_such_route", "there is nothing at this path").into_response() })
+    Router::new().route(ENROL_PATH, axum::routing::post(handler)).fallback(|| async {
+        Problem::not_found("no_such_route", "there is nothing at this path").into_response()
+    })
 }
 
 /// Answers with JSON.
@@ -477,4 +484,3 @@ pub fn query_value<'a>(query: &'a str, key: &str) -> Option<&'a str> {
 pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-

@@ -35,7 +35,9 @@ const REPORT_RETRY: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The file cannot be opened, read or written.
-    #[error("the journal {path} cannot be used: {source}; free disk space or mend permissions, then start again")]
+    #[error(
+        "the journal {path} cannot be used: {source}; free disk space or mend permissions, then start again"
+    )]
     File {
         /// The file.
         path: PathBuf,
@@ -102,8 +104,7 @@ impl Journal {
             bytes.truncate(whole);
         }
         file.seek(SeekFrom::End(0)).map_err(failed)?;
-        let lines: Vec<&[u8]> =
-            bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).collect();
+        let lines: Vec<&[u8]> = bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).collect();
         let (chain, _) = Chain::resume(process, lines.iter().copied())
             .map_err(|error| JournalError::Tampered { path: path.clone(), problem: error.to_string() })?;
         let pending = lines
@@ -130,10 +131,8 @@ impl Journal {
             return Err(JournalError::Closed);
         }
         let seq = inner.chain.next_seq();
-        let mut line = inner
-            .chain
-            .seal(unix_ms(), record)
-            .map_err(|error| JournalError::Record(error.to_string()))?;
+        let mut line =
+            inner.chain.seal(unix_ms(), record).map_err(|error| JournalError::Record(error.to_string()))?;
         line.push('\n');
         if let Err(source) = inner.file.write_all(line.as_bytes()) {
             inner.closed = true;
@@ -232,7 +231,8 @@ pub fn read_entries(directory: &Path, process: &str) -> Result<Vec<Entry>, Journ
         Err(source) => return Err(JournalError::File { path, source }),
     };
     let (lines, _torn) = audit::journal::split_lines(&bytes);
-    let tampered = |error: audit::AuditError| JournalError::Tampered { path: path.clone(), problem: error.to_string() };
+    let tampered =
+        |error: audit::AuditError| JournalError::Tampered { path: path.clone(), problem: error.to_string() };
     Chain::resume(process, lines.iter().copied()).map_err(tampered)?;
     lines.into_iter().map(|line| parse_line(line).map_err(tampered)).collect()
 }
@@ -248,10 +248,15 @@ pub fn unix_ms() -> i64 {
 ///
 /// # Errors
 /// When management cannot be reached or refuses; nothing is lost, the lines stay.
-pub async fn report(journal: &Journal, management: &Client, ended: Option<TaskEnd>) -> Result<(), ClientError> {
+pub async fn report(
+    journal: &Journal,
+    management: &Client,
+    ended: Option<TaskEnd>,
+) -> Result<(), ClientError> {
     let report = StatusReport { journal: journal.unjoined(), ended };
-    let reply: StatusReply =
-        management.call_json(hyper::Method::POST, "/v1/status", &[], Some(&report), Duration::from_secs(10)).await?;
+    let reply: StatusReply = management
+        .call_json(hyper::Method::POST, "/v1/status", &[], Some(&report), Duration::from_secs(10))
+        .await?;
     journal.joined(reply.joined);
     Ok(())
 }

@@ -5,16 +5,16 @@
 //!
 //! INVARIANT: a handler behind [`guard`] runs only after an allowing decision was journalled.
 
-pub mod tls;
-pub mod server;
-pub mod client;
-pub mod problem;
-pub mod files;
-pub mod layout;
-pub mod enrol;
 pub mod api;
-pub mod journal;
+pub mod client;
+pub mod enrol;
+pub mod files;
 pub mod guard;
+pub mod journal;
+pub mod layout;
+pub mod problem;
 pub mod revocations;
+pub mod server;
+pub mod tls;
 
 pub use axum::http;

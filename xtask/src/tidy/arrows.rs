@@ -38,7 +38,8 @@ const TABLE: &[Entry] = &[
     entry("sandbox", &["keys"], "a cell holds any program, so it knows none of ours"),
     entry("brokers", &["market", "engine"], "a broker sees orders that others have approved"),
     entry("feeds", &["market"], "a source brings data and decides nothing"),
-    entry("management", &["keys", "identity", "access", "audit", "sentinel", "wire"], "the control plane cannot trade"),
+    // Of the sandbox it takes the release manifest alone: which modules the release keys let run.
+    entry("management", &["keys", "identity", "access", "audit", "sentinel", "wire", "sandbox"], "the control plane cannot trade"),
     entry("agent", &["market", "keys", "identity", "access", "audit", "module", "wire", "sandbox", "feeds"],
         "an agent runs modules and speaks for them; no database and no broker is within its reach"),
     entry("unit", &["market", "keys", "identity", "access", "audit", "wire", "store"],

@@ -17,7 +17,7 @@ const DOORS: &[(&str, &[&str], &str)] = &[
     ("coset", &["access"], "grants are read and written in one place"),
     ("ed25519-dalek", &["keys"], "signing keys are held by one type"),
     ("landlock", &["sandbox"], "cells are built in one place"),
-    ("rcgen", &["identity"], "certificates are made in one place"),
+    ("rcgen", &["identity", "wire"], "certificates are made in identity; wire draws the peers' TLS keys"),
     ("rusqlite", &["store", "management"], "a database is opened by its own domain only"),
     ("rustls-webpki", &["wire"], "certificates are verified in one place"),
     ("seccompiler", &["sandbox"], "cells are built in one place"),
