@@ -253,8 +253,10 @@ fn describe(outcome: &Outcome, said: &Result<Value, String>) -> (String, bool) {
     match outcome {
         Outcome::Exited(0) if said.is_ok() => ("done".to_owned(), false),
         Outcome::Exited(code) => (format!("exited with {code}"), false),
+        // Its own fault, somebody's on this machine, or this agent's once the module has failed: nothing that it tried.
+        Outcome::Killed { .. } => (outcome.to_string(), false),
         Outcome::Violation(violation) => (format!("stopped: tried {violation}"), true),
-        other => (format!("stopped: {other}"), true),
+        Outcome::MemoryLimit | Outcome::CpuLimit | Outcome::TimedOut => (format!("stopped: {outcome}"), true),
     }
 }
 

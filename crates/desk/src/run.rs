@@ -158,10 +158,15 @@ impl Operation for PlaceOrder {
         }
         let (permit, peer) = pass.permit()?;
         let order = Authorized::new(self.0, permit, &peer.id.to_string())?;
-        let placed: Result<OrderReply, DeskError> =
-            state.with_desk(move |desk, kill| desk.place(order, kill)).await;
+        let placed: Result<(OrderReply, bool), DeskError> =
+            state.with_desk(move |desk, kill| Ok((desk.place(order, kill)?, kill.is_engaged()))).await;
         match placed {
-            Ok(reply) => answer(&reply),
+            // Says nothing of the order, only of this moment: a module that took it for an answer would end its task
+            // without the order.
+            Ok((reply, true)) if reply.reason == risk::Check::KillLatch.as_str() => {
+                Err(Problem::forbidden(&reply.reason, "everything is stopped: no order leaves"))
+            }
+            Ok((reply, _)) => answer(&reply),
             Err(error) => {
                 tracing::error!(%error, "an order could not be decided");
                 Err(Problem::unavailable("desk_failed", "the order could not be decided; ask again"))

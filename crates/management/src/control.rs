@@ -532,13 +532,14 @@ impl Control {
         self.record_lost(&mut state, |schedule| schedule.expire(unix_ms()), "held too long")
     }
 
-    /// Takes a task off the run: nobody does it any more, and the step goes on without it.
+    /// Takes a task off the run, if it is still with this holder: nobody does it any more, and the step goes on without
+    /// it. The task of an agent that was revoked is with nobody: another does it.
     ///
     /// # Errors
     /// When that cannot be recorded.
     pub fn cancel_task(&self, task: &str, holder: &str, reason: &str) -> Result<(), ControlError> {
         let mut state = self.state();
-        if !state.schedule.cancel(task) {
+        if !state.schedule.cancel(task, holder) {
             return Ok(());
         }
         self.journal.record_durably(&Record::TaskEnded {

@@ -216,10 +216,11 @@ impl Schedule {
         }
     }
 
-    /// Takes a task off the run, whoever has it. Returns whether there was one to take off.
-    pub fn cancel(&mut self, id: &str) -> bool {
+    /// Takes a task off the run, if it is with this holder: nobody has a task cancelled by what they say of it, unless
+    /// it is theirs. Returns whether it was.
+    pub fn cancel(&mut self, id: &str, holder: &str) -> bool {
         match self.tasks.get_mut(id) {
-            Some(task) if task.state != TaskState::Done => {
+            Some(task) if task.is_with(holder) => {
                 task.state = TaskState::Done;
                 true
             }

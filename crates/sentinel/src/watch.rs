@@ -3,7 +3,8 @@
 //! Owns who may say what. A record counts against somebody only if its process is entitled to say so: guards
 //! and the desk on requests and orders, management on enrolments and incidents, an agent's process on itself
 //! alone. Otherwise one compromised agent could have another quarantined by journalling lies. One incident
-//! per rule and subject is open at a time.
+//! per rule and subject is open at a time; a module's violations are told apart by their tasks, since each task
+//! has to be taken off the run.
 //!
 //! INVARIANT: the same records in the same order give the same findings, so a restarted sentinel that is
 //! shown the log again stands where it stood. The records of incidents and reinstatements in the log open and
@@ -23,6 +24,9 @@ use crate::sizes::{Rate, Sizes};
 /// The most portfolios of one agent that have a statistic of their own; the rest share one.
 const PORTFOLIOS_MAX: usize = 64;
 
+/// The most incidents that are open on one subject at a time before its modules' violations open no more.
+const OPEN_MAX: usize = 1024;
+
 /// What is known of one subject.
 #[derive(Debug, Default)]
 struct Subject {
@@ -31,8 +35,8 @@ struct Subject {
     refusals: Recent,
     forgeries: Recent,
     habits: BTreeMap<String, Habit>,
-    /// The incident that is open, by rule.
-    open: BTreeMap<Rule, String>,
+    /// The incident that is open, by rule, and by task where the rule is about a module's violation.
+    open: BTreeMap<(Rule, String), String>,
 }
 
 #[derive(Debug, Default)]
@@ -208,7 +212,7 @@ impl Sentinel {
         let fraction = notional as f64 / (*equity).max(1) as f64;
         let (size, rate) = (self.config.order_size.clone(), self.config.order_rate.clone());
         let pool = self.pool(portfolio).clone();
-        let frozen = self.subject(agent).open.contains_key(&Rule::OrderSize);
+        let frozen = self.subject(agent).open.keys().any(|(rule, _)| *rule == Rule::OrderSize);
         let habit = self.habit(agent, portfolio);
         let too_many = habit.rate.count(market_day, &rate);
         let measure = if habit.sizes.knows_enough(&size) { &habit.sizes } else { &pool };
@@ -243,11 +247,14 @@ impl Sentinel {
         seen: String,
     ) -> Option<Finding> {
         let incident = format!("incident-{}", self.incidents.saturating_add(1));
+        let of_module = rule == Rule::ModuleViolation;
+        let key = (rule, if of_module { task.unwrap_or_default() } else { "" }.to_owned());
         let open = &mut self.subject(subject).open;
-        if open.contains_key(&rule) {
+        // Only what an agent can have as many of as it likes is bounded: no other rule is ever silenced by it.
+        if open.contains_key(&key) || (of_module && open.len() >= OPEN_MAX) {
             return None;
         }
-        open.insert(rule, incident.clone());
+        open.insert(key, incident.clone());
         self.incidents = self.incidents.saturating_add(1);
         let (subject, task) = (subject.to_owned(), task.map(str::to_owned));
         Some(Finding { incident, rule, subject, task, expected, seen })
@@ -258,16 +265,22 @@ impl Sentinel {
         let number = incident.strip_prefix("incident-").and_then(|number| number.parse().ok()).unwrap_or(0);
         self.incidents = self.incidents.max(number);
         if let Some(rule) = Rule::parse(rule) {
-            self.subject(subject).open.insert(rule, incident.to_owned());
+            let open = &mut self.subject(subject).open;
+            // The record names no task: what is open here already keeps its own.
+            if !open.values().any(|known| known == incident) {
+                let of_task = if rule == Rule::ModuleViolation { incident } else { "" };
+                open.insert((rule, of_task.to_owned()), incident.to_owned());
+            }
         }
     }
 
     /// Closes an incident: the rule watches this subject again, from nothing. Answers whether it was open.
     pub fn close(&mut self, incident: &str) -> bool {
         for subject in self.subjects.values_mut() {
-            let rule = subject.open.iter().find(|(_, open)| open.as_str() == incident).map(|(rule, _)| *rule);
-            if let Some(rule) = rule {
-                subject.open.remove(&rule);
+            let key =
+                subject.open.iter().find(|(_, open)| open.as_str() == incident).map(|(key, _)| key.clone());
+            if let Some(key) = key {
+                subject.open.remove(&key);
                 subject.refusals.clear();
                 subject.forgeries.clear();
                 return true;
@@ -288,7 +301,7 @@ impl Sentinel {
     /// The open incidents: incident, rule, subject.
     pub fn open_incidents(&self) -> impl Iterator<Item = (&str, Rule, &str)> {
         self.subjects.iter().flat_map(|(name, subject)| {
-            subject.open.iter().map(move |(rule, incident)| (incident.as_str(), *rule, name.as_str()))
+            subject.open.iter().map(move |((rule, _), incident)| (incident.as_str(), *rule, name.as_str()))
         })
     }
 
@@ -613,6 +626,30 @@ mod tests {
         let mut sentinel = sentinel();
         assert_eq!(sentinel.observe(0, "agent-2", &ended(false)), []);
         assert_eq!(rules(&sentinel.observe(0, "agent-2", &ended(true))), [Rule::ModuleViolation]);
+        assert_eq!(sentinel.observe(0, "agent-2", &ended(true)), []);
+    }
+
+    #[test]
+    fn a_module_that_does_it_again_in_another_task_is_found_again_and_silences_no_other_rule() {
+        let mut sentinel = sentinel();
+        let ended_in = |number: usize| Record::ModuleEnded {
+            task: format!("task-{number}"),
+            module: "analyst".to_owned(),
+            outcome: "tried socket".to_owned(),
+            violation: true,
+        };
+        for number in 0..OPEN_MAX {
+            let findings = sentinel.observe(0, "agent-2", &ended_in(number));
+            assert_eq!(findings[0].task.as_deref(), Some(format!("task-{number}").as_str()));
+            let Finding { incident, rule, subject, expected, seen, .. } = findings[0].clone();
+            let (rule, response) = (rule.to_string(), Vec::new());
+            let opened = Record::IncidentOpened { incident, rule, subject, expected, seen, response };
+            sentinel.observe(0, "management", &opened);
+        }
+        assert_eq!(sentinel.open_incidents().count(), OPEN_MAX);
+        assert_eq!(sentinel.observe(0, "agent-2", &ended_in(OPEN_MAX)), []);
+        let findings = sentinel.observe(1, "desk-1", &refused(AGENT, "order_too_large"));
+        assert_eq!(rules(&findings), [Rule::OverLimit]);
     }
 
     #[test]

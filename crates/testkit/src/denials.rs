@@ -91,6 +91,9 @@ pub struct Place {
     pub router: Router,
 }
 
+/// Builds the routes of a process in a directory, behind a door and over a journal.
+pub type Build<'a> = dyn Fn(&Path, &Arc<GrantDoor>, &Arc<Journal>) -> Vec<Place> + 'a;
+
 /// A process under test: how its routes are built in a directory, and how to see whether anything was done
 /// there.
 pub struct Subject<'a> {
@@ -99,7 +102,7 @@ pub struct Subject<'a> {
     /// One good request per route, in an order in which all of them succeed.
     pub samples: &'a [Sample],
     /// Builds the routes, in an empty directory.
-    pub build: &'a dyn Fn(&Path, &Arc<GrantDoor>, &Arc<Journal>) -> Vec<Place>,
+    pub build: &'a Build<'a>,
     /// A digest of everything that a handler could change.
     pub effects: &'a dyn Fn(&Path) -> Digest,
 }
@@ -316,6 +319,20 @@ pub fn door(audience: Audience, heard: Option<&FeedReply>, ago: Duration) -> Arc
     Arc::new(GrantDoor::started_at(guard, Instant::now().checked_sub(ago).unwrap()))
 }
 
+/// Renews the lease, as a guard does in a running system: on a slow machine it would lapse in the middle of a
+/// test.
+///
+/// # Panics
+/// When the guard does not believe it.
+pub fn hear_on(door: &GrantDoor) {
+    let now = door.mono_ms();
+    let heard = door.with(|guard| {
+        let nothing_new = FeedReply { head: guard.revision(), entries: Vec::new() };
+        guard.hear(now, &nothing_new)
+    });
+    heard.unwrap().unwrap();
+}
+
 /// A peer of a class.
 pub async fn peer_of(house: &House, class: PeerClass) -> Peer {
     let id = match class {
@@ -461,7 +478,8 @@ pub async fn every_attack_is_refused(subject: &Subject<'_>, house: &House) -> us
                 Attack::LapsedLease => Duration::from_millis(LEASE_MS),
                 _ => Duration::ZERO,
             };
-            let built = subject.built(&peers, &door(subject.audience, heard.as_ref(), ago));
+            let door = door(subject.audience, heard.as_ref(), ago);
+            let built = subject.built(&peers, &door);
             let directory = built.directory.path();
             for (sample, place, peer, action) in built.cases(subject.samples) {
                 if place.class != class || !attack.applies(sample) {
@@ -471,6 +489,9 @@ pub async fn every_attack_is_refused(subject: &Subject<'_>, house: &House) -> us
                     "{} for {}: {} {}: {attack:?}",
                     subject.audience, class, sample.method, sample.path
                 );
+                if !matches!(attack, Attack::LapsedLease | Attack::NeverHeard) {
+                    hear_on(&door);
+                }
                 let mut claims = claims(subject.audience, action, peer);
                 attack.twist(&mut claims, action);
                 let grant = match attack {
@@ -506,9 +527,7 @@ pub async fn every_good_request_is_allowed(subject: &Subject<'_>, house: &House)
     let door = door(subject.audience, Some(&heard), Duration::ZERO);
     let built = subject.built(&peers, &door);
     for (number, (sample, place, peer, action)) in built.cases(subject.samples).enumerate() {
-        // As a guard would in a running system, or its lease might lapse on a slow machine.
-        let now = door.mono_ms();
-        door.with(|guard| guard.hear(now, &heard)).unwrap().unwrap();
+        hear_on(&door);
         let what = format!("{} for {}: {} {}", subject.audience, place.class, sample.method, sample.path);
         let mut claims = claims(subject.audience, action, peer);
         claims.grant = format!("{number:032x}");

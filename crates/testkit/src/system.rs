@@ -92,7 +92,6 @@ impl System {
     ///
     /// # Panics
     /// When it fails or prints something else.
-    #[must_use]
     pub fn json(&self, arguments: &[&str]) -> Value {
         let output = self.command(&[arguments, &["--json"]].concat());
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -137,6 +136,24 @@ impl System {
         Pid::from_raw(
             text.trim().parse().unwrap_or_else(|_| panic!("{} holds no process id", path.display())),
         )
+    }
+
+    /// The processes that one of the system's processes has started: of an agent, its modules. None when it is gone.
+    #[must_use]
+    pub fn children(&self, process: &str) -> Vec<Pid> {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid(process))) else {
+            return Vec::new();
+        };
+        let of = |thread: std::fs::DirEntry| {
+            std::fs::read_to_string(thread.path().join("children")).unwrap_or_default()
+        };
+        let children: Vec<String> = threads.flatten().map(of).collect();
+        children
+            .iter()
+            .flat_map(|text| text.split_whitespace())
+            .filter_map(|pid| pid.parse().ok())
+            .map(Pid::from_raw)
+            .collect()
     }
 
     /// Sends a signal to one of the system's processes.

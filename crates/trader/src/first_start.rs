@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 
 use analyst::construct::Construction;
@@ -27,6 +27,12 @@ const STEP_DAYS: usize = 21;
 const WARM_UP_DAYS: usize = 546;
 /// Steps between two reports: a year.
 const REPORT_STEPS: usize = 12;
+
+/// Ports that are listened at: below those that the operating system gives to outgoing connections, so that none of these
+/// stands in the way when a process starts again.
+const PORTS: std::ops::Range<u16> = 15_000..32_000;
+/// How many ports are tried before there is said to be none.
+const PORT_TRIES: u32 = 1_000;
 
 /// Files that operators may edit, below `config/`.
 const CONFIG: [(&str, &str); 7] = [
@@ -157,8 +163,7 @@ fn topology(layout: &Layout) -> Result<(), Failure> {
     }
     let mut held = Vec::new();
     let mut free = || -> Result<SocketAddr, Failure> {
-        let listener = TcpListener::bind("127.0.0.1:0").map_err(Failure::broken)?;
-        let address = listener.local_addr().map_err(Failure::broken)?;
+        let (listener, address) = free_address()?;
         held.push(listener);
         Ok(address)
     };
@@ -172,6 +177,21 @@ fn topology(layout: &Layout) -> Result<(), Failure> {
         services.insert(format!("{service}/{class}"), Service { listen: free()?, backends });
     }
     write_json(&layout.topology(), &Topology { enrolment: free()?, management, services })
+}
+
+/// An address of this machine that nobody listens at, and the listener that keeps it so.
+fn free_address() -> Result<(TcpListener, SocketAddr), Failure> {
+    let span = u64::from(PORTS.end - PORTS.start);
+    for _ in 0..PORT_TRIES {
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes).map_err(Failure::broken)?;
+        let offset = u16::try_from(u64::from_le_bytes(bytes) % span).unwrap_or(0);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORTS.start + offset));
+        if let Ok(listener) = TcpListener::bind(address) {
+            return Ok((listener, address));
+        }
+    }
+    Err(Failure::refused(format!("no port from {} to {} is free on this machine", PORTS.start, PORTS.end)))
 }
 
 fn all_free(topology: &Topology) -> bool {

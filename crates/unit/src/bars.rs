@@ -128,16 +128,6 @@ impl WriteBars {
     fn rows(&self) -> usize {
         self.days().count()
     }
-
-    fn flat(&self) -> (Vec<(Symbol, Bar)>, Vec<(Symbol, Split)>) {
-        let bars =
-            self.series.iter().flat_map(|(symbol, one)| one.bars.iter().map(|bar| (symbol.clone(), *bar)));
-        let splits = self
-            .series
-            .iter()
-            .flat_map(|(symbol, one)| one.splits.iter().map(|split| (symbol.clone(), *split)));
-        (bars.collect(), splits.collect())
-    }
 }
 
 impl Operation for WriteBars {
@@ -210,7 +200,12 @@ impl Write<Market> for WriteBars {
     }
 
     fn commit(&self, store: &Market) -> Result<Written, StoreError> {
-        let (bars, splits) = self.flat();
+        let each = || self.series.iter();
+        let bars: Vec<(Symbol, Bar)> =
+            each().flat_map(|(symbol, one)| one.bars.iter().map(|bar| (symbol.clone(), *bar))).collect();
+        let splits: Vec<(Symbol, Split)> = each()
+            .flat_map(|(symbol, one)| one.splits.iter().map(|split| (symbol.clone(), *split)))
+            .collect();
         store.put_bars(&self.portfolio, &bars, &splits).map(written)
     }
 }

@@ -1,5 +1,7 @@
 //! Every route of every unit: what is refused, what is allowed, and what a query can never bring to light.
 
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test stops at the first surprise")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
