@@ -140,7 +140,12 @@ impl Speaker {
         let body = json!({ "portfolio": self.portfolio, "source": source, "series": series });
         let result: Written = self.post(Audience::Market, "/v1/bars", &body).await?;
         if let Some(first) = result.conflicts.first() {
-            tracing::warn!(task = self.task.id, conflicts = result.conflicts.len(), first, "other rows stand there");
+            tracing::warn!(
+                task = self.task.id,
+                conflicts = result.conflicts.len(),
+                first,
+                "other rows stand there"
+            );
         }
         Ok(written(result))
     }

@@ -419,6 +419,18 @@ mod tests {
     }
 
     #[test]
+    fn a_task_is_cancelled_only_while_it_is_with_the_one_named() {
+        let mut schedule = Schedule::new(plan(), 0, Vec::new());
+        let id = "1993-01-04/collect/core";
+        assert!(!schedule.cancel(id, "a"), "nobody has it yet");
+        schedule.take(id, "a", 0).unwrap();
+        assert!(!schedule.cancel(id, "b"));
+        assert!(schedule.cancel(id, "a"));
+        assert!(!schedule.cancel(id, "a"), "it is done with");
+        assert!(schedule.next_for(Taker::Desk).is_some(), "the step goes on without it");
+    }
+
+    #[test]
     fn a_task_that_always_fails_halts_the_run() {
         let mut schedule = Schedule::new(plan(), 0, Vec::new());
         for attempt in 1..=ATTEMPTS_MAX {

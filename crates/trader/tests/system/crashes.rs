@@ -33,8 +33,17 @@ fn killing_desk_units_management_balancer_or_agents_changes_nothing() {
 
     let mut system = short_run();
     let victims = [
-        "desk-1", "unit-market-1", "management", "agent-1", "unit-ledger-2", "desk-1", "agent-3", "balancer",
-        "unit-research-1", "management", "unit-ledger-1",
+        "desk-1",
+        "unit-market-1",
+        "management",
+        "agent-1",
+        "unit-ledger-2",
+        "desk-1",
+        "agent-3",
+        "balancer",
+        "unit-research-1",
+        "management",
+        "unit-ledger-1",
     ];
     for (number, victim) in victims.into_iter().enumerate() {
         system.wait_for_fills(2 + 8 * number as u64);

@@ -2,6 +2,8 @@
 //!
 //! Each test starts a system of its own in a fresh directory and attacks, kills or just watches it. They run one at a time.
 
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test stops at the first surprise")]
+
 mod anomalies;
 mod attacks;
 mod crashes;

@@ -11,8 +11,19 @@ fn a_run_trades_ends_and_proves_what_it_did() {
     let (ended_well, summary) = system.finish();
     assert!(ended_well, "{summary}");
     for field in [
-        "days", "orders", "fills", "rejected", "grants_issued", "grants_denied", "revocations", "processes",
-        "equity_start", "equity_end", "benchmark_end", "max_drawdown", "sharpe",
+        "days",
+        "orders",
+        "fills",
+        "rejected",
+        "grants_issued",
+        "grants_denied",
+        "revocations",
+        "processes",
+        "equity_start",
+        "equity_end",
+        "benchmark_end",
+        "max_drawdown",
+        "sharpe",
     ] {
         assert!(summary[field].is_number(), "{field} in {summary}");
     }
@@ -30,7 +41,8 @@ fn a_run_trades_ends_and_proves_what_it_did() {
     let orders = system.json(&["order", "list"]);
     let filled = orders.as_array().unwrap().iter().find(|order| order["status"] == "filled").unwrap();
     let chain = system.json(&["explain", filled["id"].as_str().unwrap()]);
-    let links: BTreeSet<&str> = chain.as_array().unwrap().iter().filter_map(|link| link["what"].as_str()).collect();
+    let links: BTreeSet<&str> =
+        chain.as_array().unwrap().iter().filter_map(|link| link["what"].as_str()).collect();
     assert_eq!(links, BTreeSet::from(["data", "fill", "grant", "model", "module", "order", "task"]));
     assert!(!system.command(&["explain", "no-such-order"]).status.success());
 }
@@ -76,7 +88,9 @@ fn a_changed_byte_anywhere_in_the_stored_log_is_found_and_named() {
             let path = entry.path();
             if path.is_dir() {
                 open.push(path);
-            } else if path.to_string_lossy().contains("/management/log/") || path.extension().is_some_and(|is| is == "journal") {
+            } else if path.to_string_lossy().contains("/management/log/")
+                || path.extension().is_some_and(|is| is == "journal")
+            {
                 files.push(path);
             }
         }
@@ -141,8 +155,12 @@ fn bad_rows_of_a_file_are_named_and_the_rest_is_imported() {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let faults: Vec<&str> =
-        report["findings"].as_array().unwrap().iter().filter_map(|finding| finding["fault"].as_str()).collect();
+    let faults: Vec<&str> = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|finding| finding["fault"].as_str())
+        .collect();
     for fault in ["negative_price", "duplicate_day", "missing_field", "jump"] {
         assert!(faults.contains(&fault), "{fault} in {faults:?}");
     }
