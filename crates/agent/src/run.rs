@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use wire::api::{QueueReply, QueueRequest, TaskEnd};
 use wire::client::{Client, ClientError, repeat};
 use wire::http::Method;
-use wire::journal::{Journal, report, ship, told};
+use wire::journal::{Journal, JournalError, report, ship, told};
 use wire::layout::{Layout, Topology};
 use wire::tls::Identity;
 
@@ -34,6 +34,10 @@ const LIMITS: CellLimits =
 const QUEUE_WAIT: Duration = Duration::from_secs(2);
 /// Pause after management could not be asked.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// The longest result of a module, in bytes as JSON: it becomes part of one line of the log.
+const RESULT_BYTES_MAX: usize = 16 * 1024;
+/// The longest account of a failure, in characters: it may be in the module's own words.
+const PROBLEM_CHARS_MAX: usize = 1_000;
 
 /// Why an agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +71,7 @@ struct Agent {
     launcher: std::path::PathBuf,
 }
 
-/// Runs an agent until told to stop, or until its identity is no longer good.
+/// Runs an agent until told to stop, until its identity is no longer good, or until its journal fails.
 ///
 /// # Errors
 /// As [`RunError`] says.
@@ -98,7 +102,10 @@ pub async fn run(
         launcher: "/proc/self/exe".into(),
     });
     let shipping = tokio::spawn(ship(journal.clone(), management.clone(), stop.clone()));
-    let ended = work(&agent, stop).await;
+    let ended = tokio::select! {
+        ended = work(&agent, stop) => ended,
+        () = journal.closed() => Err(JournalError::Closed.into()),
+    };
     if ended.is_err() {
         // Evidence goes out even when nothing else may.
         let _ = report(&journal, &management, None).await;
@@ -179,6 +186,7 @@ async fn do_task(agent: &Arc<Agent>, reply: QueueReply) -> Result<(), RunError> 
     let (done, detail) = match result {
         Ok(detail) => (true, detail),
         Err(problem) => {
+            let problem: String = problem.chars().take(PROBLEM_CHARS_MAX).collect();
             tracing::warn!(task = task.id, problem, "the task is given back");
             (false, json!({ "error": problem }))
         }
@@ -237,15 +245,28 @@ async fn perform(agent: &Arc<Agent>, reply: QueueReply) -> Result<Value, String>
     })
     .await
     .map_err(|error| error.to_string())?;
+    let said = said.and_then(bounded);
     let (text, violation) = describe(&outcome, &said);
     let ended =
         Record::ModuleEnded { task: task.id, module: module.into(), outcome: text.clone(), violation };
     agent.journal.record(&ended).map_err(|error| error.to_string())?;
     match said {
-        Ok(result) if !violation => Ok(result),
+        // A module that was stopped has failed, even when it had said its result before.
+        Ok(result) if outcome == Outcome::Exited(0) => Ok(result),
         Ok(_) => Err(text),
         Err(problem) => Err(format!("{problem}; {text}")),
     }
+}
+
+/// A module's result, if it is short enough for the log.
+fn bounded(result: Value) -> Result<Value, String> {
+    let text = result.to_string();
+    // The log spells this one character with six.
+    let bytes = text.len() + 5 * text.matches('\u{7f}').count();
+    if bytes > RESULT_BYTES_MAX {
+        return Err(format!("the module's result has {bytes} bytes; at most {RESULT_BYTES_MAX} are kept"));
+    }
+    Ok(result)
 }
 
 /// What became of the cell, and whether it was stopped for something that it may not do.
@@ -255,8 +276,10 @@ fn describe(outcome: &Outcome, said: &Result<Value, String>) -> (String, bool) {
         Outcome::Exited(code) => (format!("exited with {code}"), false),
         // Its own fault, somebody's on this machine, or this agent's once the module has failed: nothing that it tried.
         Outcome::Killed { .. } => (outcome.to_string(), false),
+        // A slow machine, or a service that did not answer, takes as long.
+        Outcome::TimedOut => (format!("stopped: {outcome}"), false),
         Outcome::Violation(violation) => (format!("stopped: tried {violation}"), true),
-        Outcome::MemoryLimit | Outcome::CpuLimit | Outcome::TimedOut => (format!("stopped: {outcome}"), true),
+        Outcome::MemoryLimit | Outcome::CpuLimit => (format!("stopped: {outcome}"), true),
     }
 }
 
@@ -316,4 +339,62 @@ fn dialogue(
 fn send(to: &mut impl std::io::Write, line: &FromAgent) -> Result<(), String> {
     let line = to_line(line).map_err(|error| error.to_string())?;
     to.write_all(&line).and_then(|()| to.flush()).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use sandbox::Violation;
+
+    use super::*;
+
+    #[test]
+    fn only_what_a_module_tried_or_used_up_is_a_violation() {
+        let socket = Violation { syscall: "socket".into(), detail: String::new() };
+        let killed = |signal| Outcome::Killed { signal };
+        for (outcome, text, violation) in [
+            (Outcome::Exited(0), "done", false),
+            (Outcome::Exited(3), "exited with 3", false),
+            (killed(9), "killed by signal 9", false),
+            (killed(11), "killed by signal 11", false),
+            (Outcome::TimedOut, "stopped: reached its time limit", false),
+            (Outcome::Violation(socket), "stopped: tried socket", true),
+            (Outcome::MemoryLimit, "stopped: reached its memory limit", true),
+            (Outcome::CpuLimit, "stopped: reached its processor limit", true),
+        ] {
+            assert_eq!(describe(&outcome, &Ok(json!({}))), (text.to_owned(), violation), "{outcome:?}");
+        }
+        let nothing = describe(&Outcome::Exited(0), &Err("no word".into()));
+        assert_eq!(nothing, ("exited with 0".to_owned(), false));
+    }
+
+    #[test]
+    fn a_result_that_is_too_long_for_the_log_is_a_failure_with_its_reason() {
+        // The quotes are part of it.
+        let longest = json!("x".repeat(RESULT_BYTES_MAX - 2));
+        assert_eq!(bounded(longest.clone()), Ok(longest));
+        let refused = bounded(json!("x".repeat(RESULT_BYTES_MAX - 1))).unwrap_err();
+        assert_eq!(refused, "the module's result has 16385 bytes; at most 16384 are kept");
+        for grows in ["\u{7f}", "\u{1}", "\"", "\u{1f600}"] {
+            let result = bounded(json!({ "text": grows.repeat(RESULT_BYTES_MAX / 2) }));
+            assert!(result.is_err(), "{grows:?}");
+        }
+    }
+
+    #[test]
+    fn every_result_that_is_kept_fits_into_a_line_of_the_log() {
+        for letter in ["\u{7f}", "\u{1}", "\"", "\\", "x", "\u{1f600}"] {
+            let kept = (0..RESULT_BYTES_MAX)
+                .rev()
+                .step_by(64)
+                .find_map(|count| bounded(json!({ "text": letter.repeat(count) })).ok());
+            let record = Record::TaskEnded {
+                task: "2005-03-16/analyse/core".into(),
+                holder: "spiffe://example.test/agent/agent-1".into(),
+                outcome: "done".into(),
+                detail: kept.unwrap(),
+            };
+            let line = audit::journal::Chain::new("management").unwrap().seal(0, &record);
+            assert!(line.is_ok(), "{letter:?}");
+        }
+    }
 }

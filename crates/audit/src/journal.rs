@@ -240,7 +240,7 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn note(text: &str) -> Record {
-        Record::EnrolmentRefused { reason: text.to_owned() }
+        Record::Started { program: text.to_owned() }
     }
 
     /// `count` lines of one process.
@@ -305,9 +305,9 @@ pub(crate) mod tests {
             line.replacen("\"seq\":0,\"at_ms\":0", "\"at_ms\":0,\"seq\":0", 1),
             line.replacen("\"seq\":0", "\"seq\":0,\"seq\":0", 1),
             line.replacen("\"seq\":0", "\"seq\":0,\"more\":0", 1),
-            line.replacen("\"reason\"", "\"more\":1,\"reason\"", 1),
-            line.replacen("\"reason\"", "\"season\"", 1),
-            line.replacen("enrolment_refused", "unheard_of", 1),
+            line.replacen("\"program\"", "\"more\":1,\"program\"", 1),
+            line.replacen("\"program\"", "\"progress\"", 1),
+            line.replacen("started", "unheard_of", 1),
             line.replacen("000", "00A", 1),
             line.replacen("desk-1", "desk 1", 1),
             line.replacen("desk-1", "", 1),

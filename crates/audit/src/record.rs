@@ -360,6 +360,48 @@ pub enum Record {
     },
 }
 
+impl Record {
+    /// Whether a process may say this at all: nobody's word counts on what only another can know. What an agent says of an
+    /// order, or a unit of a grant, would otherwise be believed because it stands in the log.
+    #[must_use]
+    pub fn may_come_from(&self, process: &str) -> bool {
+        let is_management = process == "management";
+        let (is_desk, is_unit) = (process.starts_with("desk-"), process.starts_with("unit-"));
+        let is_agent = process.starts_with("agent-");
+        match self {
+            Record::Started { .. } => true,
+            Record::Enrolled { .. }
+            | Record::EnrolmentRefused { .. }
+            | Record::TaskCreated { .. }
+            | Record::TaskTaken { .. }
+            | Record::TaskEnded { .. }
+            | Record::GrantIssued { .. }
+            | Record::GrantDenied { .. }
+            | Record::Revoked { .. }
+            | Record::RevocationProven { .. }
+            | Record::IncidentOpened { .. }
+            | Record::Quarantined { .. }
+            | Record::Enabled { .. }
+            | Record::OperatorAction { .. }
+            | Record::Killed { .. }
+            | Record::RunEnded { .. } => is_management,
+            Record::Decision { .. } => is_unit || is_desk || is_management,
+            Record::Stored { .. } => is_unit,
+            Record::ModuleStarted { .. }
+            | Record::ModuleRefused { .. }
+            | Record::ModuleEnded { .. }
+            | Record::SourceFetched { .. } => is_agent,
+            Record::OrderDecided { .. }
+            | Record::OrderSent { .. }
+            | Record::OrderFilled { .. }
+            | Record::OrderEnded { .. }
+            | Record::PortfolioOpened { .. }
+            | Record::SplitApplied { .. }
+            | Record::DayClosed { .. } => is_desk,
+        }
+    }
+}
+
 /// One pre-trade check, as it was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -372,4 +414,27 @@ pub struct Check {
     pub limit: String,
     /// Whether it passed.
     pub passed: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_speaks_of_what_only_another_can_know() {
+        let ended = Record::RunEnded { market_day: "2099-12-31".into() };
+        let closed = Record::DayClosed {
+            portfolio: "core".into(),
+            market_day: "2099-12-31".into(),
+            equity: 1,
+            cash: 1,
+            closes: BTreeMap::new(),
+        };
+        let sent = Record::OrderSent { order: "x".into() };
+        for process in ["agent-2", "unit-market-1", "balancer", "desk", "management-2"] {
+            assert!(!ended.may_come_from(process) && !closed.may_come_from(process), "{process}");
+            assert!(!sent.may_come_from(process), "{process}");
+        }
+        assert!(ended.may_come_from("management") && closed.may_come_from("desk-1"));
+    }
 }

@@ -261,7 +261,13 @@ fn read_entries<S: LogStorage>(storage: &S, file: &TileFile, audit: &mut Audit) 
         let index = audit.tree.size();
         audit.tree.push(leaf_hash(&line));
         match parse_line(&line) {
-            Ok(entry) => follow(&entry, index, audit),
+            Ok(entry) => {
+                if !entry.record.may_come_from(&entry.process) {
+                    let problem = format!("{} may not say this", entry.process);
+                    audit.fault(Place::Entry(index), problem);
+                }
+                follow(&entry, index, audit);
+            }
             Err(error) => audit.fault(Place::Entry(index), error.to_string()),
         }
     }
@@ -448,6 +454,17 @@ mod tests {
             }
             entry += 1;
         }
+    }
+
+    #[test]
+    fn a_line_that_its_process_may_not_write_is_a_fault_though_everything_else_fits() {
+        let mut chain = crate::journal::Chain::new("agent-1").unwrap();
+        let ended = crate::record::Record::RunEnded { market_day: "2099-12-31".into() };
+        let line = chain.seal(1, &ended).unwrap().into_bytes();
+        let mut log: Log<MemoryStorage> = open(MemoryStorage::default()).unwrap();
+        log.append(std::slice::from_ref(&line)).unwrap();
+        let journals = vec![("agent-1".to_owned(), file_of(&[line]))];
+        assert!(first(&log.into_storage(), &journals).starts_with("log entry 0"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use wire::guard::{
     GRANT_HEADER, GrantDoor, Needs, Operation, Pass, Routes, Touched, from_json, json as answer,
 };
 use wire::http::Method;
-use wire::journal::{Journal, read_entries, report, ship};
+use wire::journal::{Journal, JournalError, read_entries, report, ship};
 use wire::layout::{Layout, Topology};
 use wire::problem::Problem;
 use wire::server::{Connections, ServerOptions, serve};
@@ -76,8 +76,8 @@ pub enum RunError {
     Revoked(String),
 }
 
-/// What the route and the worker share.
-struct Shared {
+/// What the routes and the worker share: one desk, behind a lock.
+pub struct Shared {
     desk: Mutex<Desk>,
     door: Arc<GrantDoor>,
     kill: Arc<KillSwitch>,
@@ -175,6 +175,30 @@ impl Operation for PlaceOrder {
     }
 }
 
+/// The desk's routes, with the door in front of each, and what the routes share with the worker of sessions. There are no
+/// others: the process serves exactly these.
+#[must_use]
+pub fn routes(
+    desk: Desk,
+    door: &Arc<GrantDoor>,
+    journal: &Arc<Journal>,
+    kill: &Arc<KillSwitch>,
+) -> (Routes<Shared>, Arc<Shared>) {
+    let shared = Arc::new(Shared {
+        desk: Mutex::new(desk),
+        door: door.clone(),
+        kill: kill.clone(),
+        days: Mutex::new(BTreeMap::new()),
+        session: AtomicBool::new(false),
+        failed: watch::Sender::new(None),
+    });
+    if let Ok(desk) = shared.desk.lock() {
+        shared.note_days(&desk);
+    }
+    let routes = Routes::new(shared.clone(), door.clone(), journal.clone()).with::<PlaceOrder>();
+    (routes, shared)
+}
+
 /// The clients of the worker.
 struct Ways {
     journal: Arc<Journal>,
@@ -213,20 +237,10 @@ pub async fn run(
     // The feed has not been heard yet; until it is, the latch file says whether orders may leave.
     let desk = Desk::open(&config, journal.clone(), &entries, &broker, &kill.latch(Some(false)))?;
     drop(entries);
-    let (failed, mut failure) = watch::channel(None);
-    let shared = Arc::new(Shared {
-        desk: Mutex::new(desk),
-        door: door.clone(),
-        kill: kill.clone(),
-        days: Mutex::new(BTreeMap::new()),
-        session: AtomicBool::new(false),
-        failed,
-    });
-    shared.with_desk(|_, _| Ok(())).await?;
+    let (routes, shared) = routes(desk, &door, &journal, &kill);
+    let mut failure = shared.failed.subscribe();
 
     let tls = wire::tls::server_config(&identity, PeerClass::Agents)?;
-    let router =
-        Routes::new(shared.clone(), door.clone(), journal.clone()).with::<PlaceOrder>().into_router();
     let connections = Connections::new();
     let (halt, halted) = watch::channel(false);
     let on_kill = {
@@ -251,11 +265,20 @@ pub async fn run(
     let shipping = tokio::spawn(ship(journal.clone(), ways.management.clone(), all_quiet));
     door.first_heard(&stop).await;
     let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
-    let serving = tokio::spawn(serve(listener, tls, router, ServerOptions::default(), connections, halted));
+    let serving = tokio::spawn(serve(
+        listener,
+        tls,
+        routes.into_router(),
+        ServerOptions::default(),
+        connections,
+        halted,
+    ));
 
     let ended = tokio::select! {
         ended = work(&shared, &ways) => ended,
         _ = stop.wait_for(|stop| *stop) => Ok(()),
+        // The guard in front of the route writes to it as well, and the desk may not have noticed.
+        () = journal.closed() => Err(DeskError::from(JournalError::Closed).into()),
         reason = failure.wait_for(Option::is_some) => {
             let reason = reason.ok().and_then(|reason| reason.clone()).unwrap_or_default();
             Err(RunError::Failed(reason))

@@ -12,7 +12,8 @@ use wire::files;
 use wire::journal::unix_ms;
 use wire::layout::Layout;
 
-use crate::control::{Authorities, ControlError, random};
+use crate::control::{ControlError, random};
+use crate::state::Authorities;
 
 /// Life of the class authorities made at the first start, in seconds: two years.
 const AUTHORITY_TTL_S: i64 = 2 * 365 * 24 * 3_600;

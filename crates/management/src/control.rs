@@ -5,17 +5,15 @@
 //!
 //! INVARIANT: a grant leaves only after policy allowed it, the journal has it on disk, and its task is with its holder.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use access::policy::{GrantQuery, PolicySet};
-use access::revocation::{FeedReply, RevocationLog};
+use access::revocation::FeedReply;
 use access::vocabulary::{Claims, MarketDay, Revocation, RevocationKind};
 use audit::record::Record;
-use identity::{Authority, PeerClass, SpiffeId, TicketBook};
-use keys::SigningKey;
-use serde::{Deserialize, Serialize};
+use identity::{PeerClass, SpiffeId};
 use tokio::sync::watch;
 use wire::api::{GrantForHolder, QueueReply, Task, TaskEnd};
 use wire::journal::{Journal, JournalError, unix_ms};
@@ -23,11 +21,13 @@ use wire::problem::Problem;
 use wire::server::Connections;
 use wire::tls::Peer;
 
+use crate::cases::{Incident, Proposal, RevocationProof};
 use crate::database::{Database, DatabaseError, Table};
 use crate::needs::{self, GRANT_LIFETIME_S, Need};
 use crate::projection::Projection;
-use crate::registry::{Member, Registry};
+use crate::registry::Member;
 use crate::schedule::{Schedule, TASK_LEASE_MS, Taker};
+use crate::state::{Authorities, Progress, State};
 
 /// How long a revocation waits for its proof before it answers that there is none yet; far above lease and margin.
 const PROOF_WAIT: Duration = Duration::from_secs(5);
@@ -76,98 +76,6 @@ fn refused(code: &'static str, detail: impl Into<String>) -> ControlError {
     ControlError::Refused { code, detail: detail.into() }
 }
 
-/// An incident, as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Incident {
-    /// Identifier.
-    pub id: String,
-    /// Rule that found it.
-    pub rule: String,
-    /// SPIFFE ID of whom it concerns.
-    pub subject: String,
-    /// What was expected.
-    pub expected: String,
-    /// What was seen.
-    pub seen: String,
-    /// What was done about it.
-    pub response: Vec<String>,
-    /// Milliseconds since the Unix epoch.
-    pub opened_ms: i64,
-    /// Whether it is open.
-    pub open: bool,
-}
-
-/// Something that one person asked for and a second one must approve.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Proposal {
-    /// Identifier.
-    pub id: String,
-    /// `reinstate_agent` or `clear_kill`.
-    pub action: String,
-    /// On what.
-    pub target: String,
-    /// SPIFFE ID of who asked.
-    pub proposer: String,
-    /// Until when it can be approved, in seconds since the Unix epoch.
-    pub expires: i64,
-    /// Whether it was carried out.
-    pub done: bool,
-}
-
-/// What the proof of a revocation says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RevocationProof {
-    /// Position in the revocation log.
-    pub revision: u64,
-    /// Whether every guard acknowledged or lost its lease.
-    pub proven: bool,
-    /// Guards that acknowledged.
-    pub acknowledged: Vec<String>,
-    /// Guards whose lease lapsed.
-    pub lapsed: Vec<String>,
-    /// From asked to proven, in milliseconds.
-    pub took_ms: u64,
-}
-
-/// State behind the lock.
-pub struct State {
-    /// Tasks.
-    pub schedule: Schedule,
-    /// Members.
-    pub registry: Registry,
-    /// Tickets.
-    pub tickets: TicketBook,
-    /// Revocations and the guards' leases.
-    pub revocations: RevocationLog,
-    /// Incidents.
-    pub incidents: BTreeMap<String, Incident>,
-    /// Proposals.
-    pub proposals: BTreeMap<String, Proposal>,
-    /// Equity of each portfolio at the last session.
-    pub equity: BTreeMap<String, i64>,
-    /// When the next task may be handed out, for a run that is slowed down.
-    pub not_before: Option<Instant>,
-    /// Whether the run's end was recorded.
-    pub ended: bool,
-}
-
-/// Keys that management signs with, and what it trusts.
-pub struct Authorities {
-    /// Trust domain of the installation.
-    pub trust_domain: String,
-    /// One authority per peer class.
-    pub classes: BTreeMap<PeerClass, Authority>,
-    /// Key that signs grants.
-    pub grant_key: SigningKey,
-    /// Public half of the root key.
-    pub root: keys::VerifyingKey,
-    /// The signed trust bundle.
-    pub bundle: identity::SignedBundle,
-}
-
 /// The control plane.
 pub struct Control {
     state: Mutex<State>,
@@ -187,16 +95,6 @@ pub struct Control {
     queue_changed: watch::Sender<u64>,
     feed_changed: watch::Sender<u64>,
     started: Instant,
-}
-
-/// The step under way, as it is stored.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Progress {
-    pub(crate) step: usize,
-    pub(crate) tasks: Vec<crate::schedule::ScheduledTask>,
-    pub(crate) equity: BTreeMap<String, i64>,
-    pub(crate) ended: bool,
 }
 
 impl Control {
@@ -228,7 +126,12 @@ impl Control {
 
     /// The state. A decision that panicked half-way leaves it unusable: management then stops deciding and restarts.
     pub fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(|_| {
+            tracing::error!(
+                "a decision panicked half-way; management stops and starts again from what is stored"
+            );
+            std::process::abort()
+        })
     }
 
     /// What the log says, for reading.
@@ -328,7 +231,7 @@ impl Control {
             Some(portfolio) => vec![portfolio.clone()],
             None => state.schedule.plan().portfolios.iter().map(|portfolio| portfolio.name.clone()).collect(),
         };
-        let mut grants = Vec::new();
+        let mut grants: Vec<GrantForHolder> = Vec::new();
         for portfolio in &portfolios {
             for need in needs::of(scheduled.kind) {
                 if let Some(grant) = self.issue(state, &scheduled, portfolio, need, peer)? {
@@ -336,6 +239,7 @@ impl Control {
                 }
             }
         }
+        state.schedule.note_grants(&task.id, grants.iter().map(|grant| grant.id.clone()).collect());
         self.save_progress(state)?;
         Ok(QueueReply { task: Some(task), grants, lease_ms: u64::try_from(TASK_LEASE_MS).unwrap_or(0) })
     }
@@ -432,26 +336,29 @@ impl Control {
     pub fn end_task(&self, peer: &Peer, end: &TaskEnd) -> Result<(), ControlError> {
         let mut state = self.state();
         let holder = peer.id.to_string();
-        let mine = if end.done {
-            state.schedule.done(&end.task, &holder, end.attempt)
-        } else {
-            state.schedule.give_back(&end.task, &holder, end.attempt)
-        };
-        if !mine {
+        if !state.schedule.holds(&end.task, &holder, end.attempt) {
             return Err(refused("not_your_task", "the task went to another, or this attempt is over"));
         }
         let outcome = if end.done { "done" } else { "failed" };
         self.journal.record_durably(&Record::TaskEnded {
             task: end.task.clone(),
-            holder,
+            holder: holder.clone(),
             outcome: outcome.into(),
             detail: end.detail.clone(),
         })?;
+        // Journalled: from here on it is so.
         if end.done {
-            self.note_equity(&mut state, end);
+            state.schedule.done(&end.task, &holder, end.attempt);
+            if peer.class == PeerClass::Desk {
+                self.note_equity(&mut state, end);
+            }
+            // Stored before its grants are struck: a task that ended is never handed out again, whatever happens between.
+            self.save_progress(&state)?;
             let until = unix_ms() / 1_000 + GRANT_LIFETIME_S;
-            self.strike(&mut state, RevocationKind::Task, &end.task, Some(until), "scheduler", "task ended")?;
+            self.strike(&mut state, RevocationKind::Task, &end.task, Some(until), SCHEDULER, "task ended")?;
             self.advance(&mut state)?;
+        } else if let Some(lost) = state.schedule.give_back(&end.task, &holder, end.attempt) {
+            self.strike_grants(&mut state, &lost)?;
         }
         self.save_progress(&state)?;
         drop(state);
@@ -459,7 +366,16 @@ impl Control {
         Ok(())
     }
 
-    /// The session's result carries the equity that the next grants' limits follow from.
+    /// The grants of an attempt that is over die with it.
+    fn strike_grants(&self, state: &mut State, lost: &crate::schedule::Lost) -> Result<(), ControlError> {
+        let until = unix_ms() / 1_000 + GRANT_LIFETIME_S;
+        for grant in &lost.grants {
+            self.strike(state, RevocationKind::Grant, grant, Some(until), SCHEDULER, "its attempt is over")?;
+        }
+        Ok(())
+    }
+
+    /// The desk's session carries the equity that the next grants' limits follow from; nobody else's word counts.
     fn note_equity(&self, state: &mut State, end: &TaskEnd) {
         let Some(equity) = end.detail.get("equity").and_then(serde_json::Value::as_object) else { return };
         for (portfolio, value) in equity {
@@ -515,6 +431,7 @@ impl Control {
                 outcome: "lost".into(),
                 detail: why.into(),
             })?;
+            self.strike_grants(state, lost)?;
         }
         if !lost.is_empty() {
             self.save_progress(state)?;
@@ -692,7 +609,19 @@ impl Control {
         }
         let mut state = self.state();
         state.schedule.halt(KILLED);
-        self.journal.record_durably(&Record::Killed { by: by.into(), reason: reason.into() })?;
+        let recorded = self.journal.record_durably(&Record::Killed { by: by.into(), reason: reason.into() });
+        if let Err(error) = recorded {
+            // Stopping waits for no bookkeeping: the guards are told all the same.
+            tracing::error!(%error, "the stop could not be journalled; it is sent all the same");
+            let entry = state.revocations.append(RevocationKind::Everything, "everything", None)?;
+            if let Err(error) =
+                self.database.put(Table::Revocations, &format!("{:020}", entry.revision), &entry)
+            {
+                tracing::error!(%error, "the stop could not be stored; the latch file keeps it");
+            }
+            self.feed_tick();
+            return Ok(entry.revision);
+        }
         self.strike(&mut state, RevocationKind::Everything, "everything", None, by, reason)
     }
 
@@ -709,6 +638,7 @@ impl Control {
             action: action.to_owned(),
             target: target.to_owned(),
             proposer: proposer.to_owned(),
+            revision: state.revocations.head(),
             expires: unix_ms() / 1_000 + 1_800,
             done: false,
         };
@@ -719,7 +649,7 @@ impl Control {
                     return Err(refused("not_quarantined", format!("{target} is no quarantined agent")));
                 }
             }
-            "clear_kill" if state.schedule.halted() == Some(KILLED) => {}
+            "clear_kill" if state.schedule.halted() == Some(KILLED) || self.kill_latch.exists() => {}
             "clear_kill" => return Err(refused("not_killed", "nothing is stopped")),
             _ => {
                 return Err(refused("no_such_action", "only reinstate_agent and clear_kill take two people"));
@@ -742,7 +672,10 @@ impl Control {
     /// # Errors
     /// When the proposal is gone, or cannot be carried out.
     pub fn approve(&self, id: &str, approver: &str) -> Result<Proposal, ControlError> {
-        let Some(mut proposal) = self.open_proposal(id) else {
+        let mut state = self.state();
+        let now = unix_ms() / 1_000;
+        let open = state.proposals.get(id).filter(|proposal| !proposal.done && proposal.expires > now);
+        let Some(mut proposal) = open.cloned() else {
             return Err(refused(
                 "no_such_proposal",
                 "the proposal is unknown, done or older than 30 minutes",
@@ -751,7 +684,12 @@ impl Control {
         if proposal.proposer == approver {
             return Err(refused("same_person", "nobody approves their own proposal"));
         }
-        let mut state = self.state();
+        if state.revocations.entries().iter().any(|entry| proposal.is_overtaken_by(entry)) {
+            return Err(refused(
+                "overtaken",
+                "it was revoked again since the proposal was made: propose anew",
+            ));
+        }
         // The sentinel closes its incidents of a subject when two people enable exactly that subject.
         let what = match proposal.action.as_str() {
             "reinstate_agent" => proposal.target.clone(),
@@ -784,7 +722,7 @@ impl Control {
                 }
             }
             _ => {
-                let cleared = state.revocations.head().to_string();
+                let cleared = proposal.revision.to_string();
                 self.strike(
                     &mut state,
                     RevocationKind::Clearance,
@@ -816,8 +754,14 @@ impl Control {
         if state.registry.get(id).is_some_and(|member| member.quarantined) {
             return Err(refused("quarantined", format!("{id} gets no ticket until two people reinstate it")));
         }
-        if matches!(PeerClass::of(id), None | Some(PeerClass::Management | PeerClass::Operators)) {
-            return Err(refused("wrong_class", "tickets are for agents, units and the desk"));
+        // Journals and the sentinel go by these names: an agent that could call itself otherwise would be taken for another.
+        let fits = match PeerClass::of(id) {
+            None | Some(PeerClass::Management | PeerClass::Operators) => false,
+            Some(PeerClass::Agents) => id.name().starts_with("agent-"),
+            Some(_) => true,
+        };
+        if !fits {
+            return Err(refused("wrong_name", "tickets are for units, the desk and agents named agent-…"));
         }
         let secret = random::<32>()?;
         let now = unix_ms() / 1_000;
@@ -907,6 +851,9 @@ impl Control {
         Ok(())
     }
 }
+
+/// Who ends tasks and the grants of their attempts: part of the daily work, no revocation by anybody.
+pub(crate) const SCHEDULER: &str = "scheduler";
 
 /// Why the schedule stands still when everything was stopped.
 pub(crate) const KILLED: &str = "everything was stopped; two people must clear it";

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use access::policy::{OperatorQuery, PolicyDecision, StandingAction};
+use identity::PeerClass;
 use wire::guard::{Ask, Door, Needs, Verdict};
 
 use crate::control::Control;
@@ -37,6 +38,10 @@ impl Door for ControlDoor {
     fn decide(&self, ask: &Ask<'_>) -> Verdict {
         match ask.needs {
             Needs::Standing(action) => self.standing(ask, action),
+            // The listener takes operators only; a right of theirs is no reason to rely on that.
+            Needs::Operator(_) if ask.peer.class != PeerClass::Operators => {
+                deny("not_permitted", "only operators may")
+            }
             Needs::Operator(action) => verdict(&self.control.policy.operator(OperatorQuery {
                 operator: ask.peer.id.as_str(),
                 action,

@@ -103,7 +103,9 @@ impl Work {
         for job in jobs {
             let result = match &whole {
                 Ok(()) => Ok(()),
-                Err(_) if !job.is_own() => Err(JoinError::Refused("lines of another process".into())),
+                Err(_) if !job.is_own() => {
+                    Err(JoinError::Refused("lines that this process may not write".into()))
+                }
                 Err(_) => self.append(&job.lines),
             };
             let answer = result.map(|()| self.log.joined(&job.process));
@@ -115,8 +117,10 @@ impl Work {
         let before = self.log.size();
         let indices = self.log.append(lines).map_err(|error| match error {
             AuditError::Poisoned | AuditError::Storage { .. } => {
-                tracing::error!(%error, "the log failed; management must start again");
-                JoinError::Failed(error.to_string())
+                // What is on disk is unknown: only opening the log again can tell. The supervisor starts management again,
+                // and until then every guard closes within its lease.
+                tracing::error!(%error, "the log failed; management stops and starts again");
+                std::process::abort()
             }
             error => JoinError::Refused(error.to_string()),
         })?;
@@ -137,9 +141,12 @@ impl Work {
 }
 
 impl Job {
-    /// Whether every line is of the process that sent it: nobody speaks for another.
+    /// Whether every line is of the process that sent it, and says what that process can know: nobody speaks for another.
     fn is_own(&self) -> bool {
-        self.lines.iter().all(|line| parse_line(line).is_ok_and(|entry| entry.process == self.process))
+        self.lines.iter().all(|line| {
+            parse_line(line)
+                .is_ok_and(|entry| entry.process == self.process && entry.record.may_come_from(&self.process))
+        })
     }
 }
 

@@ -7,6 +7,7 @@
 //! Read on in [`control`], [`schedule`], [`routes`].
 
 pub mod bootstrap;
+pub mod cases;
 pub mod control;
 pub mod database;
 pub mod door;
@@ -20,3 +21,4 @@ pub mod response;
 pub mod routes;
 pub mod run;
 pub mod schedule;
+pub mod state;

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use audit::record::Record;
 use serde::{Deserialize, Serialize};
 
+use crate::control::SCHEDULER;
+
 /// Grants remembered for showing, at most; older ones have expired long since.
 const GRANTS_MAX: usize = 2_000;
 /// Latest notable events remembered for showing.
@@ -201,7 +203,7 @@ impl Projection {
                     status: "active".to_owned(),
                 });
             }
-            Record::Revoked { revoked, id, .. } => self.strike(revoked, id),
+            Record::Revoked { revoked, id, by, .. } => self.strike(revoked, id, by),
             Record::TaskEnded { task, outcome, detail, .. } if outcome == "done" => {
                 if let Some(("report", portfolio)) =
                     task.split_once('/').and_then(|(_, rest)| rest.split_once('/'))
@@ -238,7 +240,7 @@ impl Projection {
             Record::GrantIssued { .. } => counts.grants_issued += 1,
             Record::GrantDenied { .. } => counts.grants_denied += 1,
             Record::Decision { allowed: false, .. } => counts.grants_denied += 1,
-            Record::Revoked { revoked, .. } if revoked != "task" => counts.revocations += 1,
+            Record::Revoked { by, .. } if by != SCHEDULER => counts.revocations += 1,
             Record::TaskEnded { outcome, .. } if outcome == "done" => counts.tasks_done += 1,
             Record::TaskEnded { outcome, .. } if outcome != "cancelled" => counts.tasks_lost += 1,
             Record::IncidentOpened { .. } => counts.incidents += 1,
@@ -257,7 +259,7 @@ impl Projection {
         }
     }
 
-    fn strike(&mut self, kind: &str, id: &str) {
+    fn strike(&mut self, kind: &str, id: &str, by: &str) {
         let struck = |grant: &GrantView| match kind {
             "grant" => grant.id == id,
             "task" => grant.task == id,
@@ -265,7 +267,7 @@ impl Projection {
             "everything" => true,
             _ => false,
         };
-        let status = if kind == "task" { "ended" } else { "revoked" };
+        let status = if by == SCHEDULER { "ended" } else { "revoked" };
         for grant in self.grants.iter_mut().filter(|grant| grant.status == "active" && struck(grant)) {
             status.clone_into(&mut grant.status);
         }
@@ -313,7 +315,7 @@ fn notable(record: &Record) -> Option<String> {
         Record::GrantDenied { task, holder, reason, .. } => {
             format!("no grant for {holder} on {task}: {reason}")
         }
-        Record::Revoked { revoked, id, by, reason, .. } if revoked != "task" => {
+        Record::Revoked { revoked, id, by, reason, .. } if by != SCHEDULER => {
             format!("revoked {revoked} {id} by {by}: {reason}")
         }
         Record::IncidentOpened { rule, subject, expected, seen, .. } => {

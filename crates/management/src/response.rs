@@ -1,6 +1,6 @@
 //! The sentinel at its post: it sees every record that joins the log, and its playbooks are carried out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use audit::record::Record;
@@ -11,7 +11,8 @@ use sentinel::{Finding, Playbooks, Sentinel, Step};
 use wire::journal::unix_ms;
 use wire::layout::{Layout, read_json};
 
-use crate::control::{Control, ControlError, Incident};
+use crate::cases::Incident;
+use crate::control::{Control, ControlError};
 
 /// The modules that the release keys let run, read from the signed manifest whenever an unknown one is started.
 pub struct ApprovedModules {
@@ -49,13 +50,15 @@ pub struct Watch {
     sentinel: Sentinel,
     playbooks: Playbooks,
     modules: ApprovedModules,
+    /// Findings from before a restart to which no incident was recorded.
+    unanswered: BTreeMap<String, Finding>,
 }
 
 impl Watch {
     /// Puts the sentinel at its post.
     #[must_use]
     pub fn new(sentinel: Sentinel, playbooks: Playbooks, modules: ApprovedModules) -> Self {
-        Self { sentinel, playbooks, modules }
+        Self { sentinel, playbooks, modules, unanswered: BTreeMap::new() }
     }
 
     /// Lets the sentinel know of a release before it judges a module's start by it.
@@ -69,10 +72,24 @@ impl Watch {
         }
     }
 
-    /// Lets the sentinel see a record from before a restart: it learns, nothing is done.
+    /// Lets the sentinel see a record from before a restart: it learns. What it finds was answered then, unless management
+    /// died between the finding and the answer.
     pub fn remember(&mut self, at_ms: i64, process: &str, record: &Record) {
         self.learn_release(record);
-        let _ = self.sentinel.observe(at_ms, process, record);
+        for finding in self.sentinel.observe(at_ms, process, record) {
+            self.unanswered.insert(finding.incident.clone(), finding);
+        }
+        if let Record::IncidentOpened { incident, .. } = record {
+            self.unanswered.remove(incident);
+        }
+    }
+
+    /// Answers what was found before a restart and never answered.
+    pub fn catch_up(&mut self, control: &Control) {
+        for (_, finding) in std::mem::take(&mut self.unanswered) {
+            let steps = self.playbooks.respond(unix_ms(), &finding);
+            carry_out(control, &finding, &steps);
+        }
     }
 
     /// Lets the sentinel see a new record, and carries out what the playbooks say about its findings.

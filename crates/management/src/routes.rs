@@ -14,7 +14,8 @@ use wire::guard::{Needs, Operation, Pass, Routes, Touched, from_json, json, quer
 use wire::journal::Journal;
 use wire::problem::Problem;
 
-use crate::control::{Control, Incident, Proposal, RevocationProof};
+use crate::cases::{Incident, Proposal, RevocationProof};
+use crate::control::Control;
 use crate::door::ControlDoor;
 use crate::joiner::{JoinError, Joiner};
 use crate::projection::{Counts, EventView, GrantView, OrderView};
@@ -24,6 +25,9 @@ use crate::schedule::TaskState;
 const POLL_WAIT_MAX_MS: u64 = 1_000;
 /// A request for a task is held this long at most.
 const QUEUE_WAIT_MAX_MS: u64 = 5_000;
+
+/// Bytes of a task's result at most; a longer one is a failed attempt, since no journal line could hold it.
+const DETAIL_BYTES_MAX: usize = 32 * 1024;
 
 /// What the routes share.
 pub struct Shared {
@@ -96,8 +100,12 @@ impl Operation for ReportStatus {
                 JoinError::Refused(detail) => Problem::conflict("journal_refused", &detail),
                 JoinError::Failed(detail) => Problem::unavailable("log_failed", &detail),
             })?;
-        if let Some(end) = &self.0.ended {
-            state.control.end_task(&pass.peer, end)?;
+        if let Some(mut end) = self.0.ended {
+            if end.detail.to_string().len() > DETAIL_BYTES_MAX {
+                end.done = false;
+                end.detail = "the result is longer than a result may be".into();
+            }
+            state.control.end_task(&pass.peer, &end)?;
         }
         json(&StatusReply { joined })
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use access::policy::PolicySet;
 use access::revocation::RevocationLog;
+use access::vocabulary::{Revocation, RevocationKind};
 use audit::log::Log;
 use audit::record::Record;
 use identity::{Bundle, PeerClass, SpiffeId};
@@ -20,7 +21,7 @@ use wire::problem::Problem;
 use wire::server::{Connections, ServerOptions, serve};
 
 use crate::bootstrap::{self, BootstrapError, LEAF_TTL_S};
-use crate::control::{Control, KILLED, Progress, State};
+use crate::control::{Control, KILLED};
 use crate::database::{Database, Table};
 use crate::joiner::{Joiner, replay};
 use crate::log_files::LogFiles;
@@ -29,6 +30,7 @@ use crate::registry::Registry;
 use crate::response::{ApprovedModules, Watch};
 use crate::routes::{Shared, member_routes, operator_routes};
 use crate::schedule::Schedule;
+use crate::state::{Progress, State};
 
 /// The process's name in journals and directories.
 pub const NAME: &str = "management";
@@ -110,22 +112,35 @@ fn load_state(database: &Database, plan: Plan, killed: bool, now_ms: u64) -> Res
     let progress =
         progress.unwrap_or(Progress { step: 0, tasks: Vec::new(), equity: BTreeMap::new(), ended: false });
     let mut schedule = Schedule::new(plan, progress.step, progress.tasks);
-    if killed {
+    let revocations: Vec<Revocation> = database.all(Table::Revocations)?;
+    // The guards go by the revocation log; the latch file adds to it, and removing the file takes nothing away.
+    if killed || is_killed(&revocations) {
         schedule.halt(KILLED);
     }
-    let incidents: Vec<crate::control::Incident> = database.all(Table::Incidents)?;
-    let proposals: Vec<crate::control::Proposal> = database.all(Table::Proposals)?;
+    let incidents: Vec<crate::cases::Incident> = database.all(Table::Incidents)?;
+    let proposals: Vec<crate::cases::Proposal> = database.all(Table::Proposals)?;
     Ok(State {
         schedule,
         registry: Registry::new(database.all(Table::Members)?),
         tickets: database.get(Table::Tickets, "book")?.unwrap_or_default(),
-        revocations: RevocationLog::restore(database.all(Table::Revocations)?, now_ms)?,
+        revocations: RevocationLog::restore(revocations, now_ms)?,
         incidents: incidents.into_iter().map(|incident| (incident.id.clone(), incident)).collect(),
         proposals: proposals.into_iter().map(|proposal| (proposal.id.clone(), proposal)).collect(),
         equity: progress.equity,
         not_before: None,
         ended: progress.ended,
     })
+}
+
+/// Whether everything was stopped and not cleared since.
+fn is_killed(revocations: &[Revocation]) -> bool {
+    let cleared = revocations
+        .iter()
+        .filter(|entry| entry.kind == RevocationKind::Clearance)
+        .filter_map(|entry| entry.id.parse::<u64>().ok())
+        .max()
+        .unwrap_or(0);
+    revocations.iter().any(|entry| entry.kind == RevocationKind::Everything && entry.revision > cleared)
 }
 
 /// Runs management until told to stop.
@@ -143,6 +158,7 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
     let journal = Journal::open(&layout.journal(NAME), NAME)?;
     let database = Database::open(&layout.process(NAME).join("management.db"))?;
     let mut watcher = load_watch(&layout, &bundle)?;
+    let latched_only = layout.kill_latch().exists() && !is_killed(&database.all(Table::Revocations)?);
     let state = load_state(&database, plan, layout.kill_latch().exists(), 0)?;
     let first_start = state.schedule.step() == 0 && !state.schedule.tasks().any(|task| task.attempt > 0);
     let connections = Connections::new();
@@ -161,6 +177,11 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
     journal.record_durably(&Record::Started { program })?;
     if first_start {
         control.announce_tasks(&control.state()).map_err(BootstrapError::from)?;
+    }
+    watcher.catch_up(&control);
+    if latched_only {
+        // Stopped by the latch file while management was gone: the guards must hear of it as well.
+        control.kill("latch", "the kill latch of this host was set").map_err(BootstrapError::from)?;
     }
     let joiner = Joiner::start(log, control.clone(), watcher)?;
     let shared = Arc::new(Shared { control: control.clone(), joiner: joiner.clone() });

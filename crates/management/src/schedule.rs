@@ -55,6 +55,9 @@ pub struct ScheduledTask {
     pub waits_for: BTreeSet<String>,
     /// Where it stands.
     pub state: TaskState,
+    /// Grants of the attempt under way: they die with it.
+    #[serde(default)]
+    pub grants: Vec<String>,
 }
 
 /// Who may take a task.
@@ -73,6 +76,8 @@ pub struct Lost {
     pub task: String,
     /// SPIFFE ID of who had it.
     pub holder: String,
+    /// Grants of that attempt.
+    pub grants: Vec<String>,
 }
 
 /// The scheduler's state.
@@ -191,6 +196,19 @@ impl Schedule {
         Some(task)
     }
 
+    /// Whether a task is with this holder, in this attempt.
+    #[must_use]
+    pub fn holds(&self, id: &str, holder: &str, attempt: u32) -> bool {
+        self.tasks.get(id).is_some_and(|task| task.attempt == attempt && task.is_with(holder))
+    }
+
+    /// Remembers the grants of the attempt under way.
+    pub fn note_grants(&mut self, id: &str, grants: Vec<String>) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.grants = grants;
+        }
+    }
+
     /// A holder says that a task is done. Returns whether it was his to end.
     pub fn done(&mut self, id: &str, holder: &str, attempt: u32) -> bool {
         match self.tasks.get_mut(id) {
@@ -202,18 +220,12 @@ impl Schedule {
         }
     }
 
-    /// A holder gives a task back undone. Returns whether it was his.
-    pub fn give_back(&mut self, id: &str, holder: &str, attempt: u32) -> bool {
-        match self.tasks.get_mut(id) {
-            Some(task) if task.attempt == attempt && task.is_with(holder) => {
-                task.state = TaskState::Ready;
-                if task.attempt >= ATTEMPTS_MAX {
-                    self.halted = Some(format!("task {id} failed {ATTEMPTS_MAX} times"));
-                }
-                true
-            }
-            _ => false,
+    /// A holder gives a task back undone. Returns what was lost by it, or nothing when it was not his.
+    pub fn give_back(&mut self, id: &str, holder: &str, attempt: u32) -> Option<Lost> {
+        if !self.holds(id, holder, attempt) {
+            return None;
         }
+        self.release_where(|task| task.id == id).pop()
     }
 
     /// Takes a task off the run, if it is with this holder: nobody has a task cancelled by what they say of it, unless
@@ -244,9 +256,13 @@ impl Schedule {
         let mut all = Vec::new();
         for task in self.tasks.values_mut().filter(|task| lost(task)) {
             if let TaskState::Taken { holder, .. } = &task.state {
-                all.push(Lost { task: task.id.clone(), holder: holder.clone() });
+                let grants = std::mem::take(&mut task.grants);
+                all.push(Lost { task: task.id.clone(), holder: holder.clone(), grants });
             }
             task.state = TaskState::Ready;
+            if task.attempt >= ATTEMPTS_MAX {
+                self.halted = Some(format!("task {} was tried {ATTEMPTS_MAX} times", task.id));
+            }
         }
         all
     }
@@ -312,6 +328,7 @@ fn task(
         attempt: 0,
         waits_for,
         state: TaskState::Ready,
+        grants: Vec::new(),
     }
 }
 
@@ -415,7 +432,9 @@ mod tests {
         assert_eq!(schedule.take(id, "b", 0).unwrap().attempt, 2);
         assert!(!schedule.done(id, "a", 1), "the old attempt is dead");
         assert!(!schedule.done(id, "b", 1));
-        assert_eq!(schedule.release("b"), vec![Lost { task: id.into(), holder: "b".into() }]);
+        schedule.note_grants(id, vec!["g".into()]);
+        let lost = Lost { task: id.into(), holder: "b".into(), grants: vec!["g".into()] };
+        assert_eq!(schedule.release("b"), vec![lost], "the grants of an attempt die with it");
     }
 
     #[test]
@@ -436,7 +455,7 @@ mod tests {
         for attempt in 1..=ATTEMPTS_MAX {
             let id = schedule.next_for(Taker::Agent).unwrap().id.clone();
             schedule.take(&id, "a", 0).unwrap();
-            assert!(schedule.give_back(&id, "a", attempt));
+            assert!(schedule.give_back(&id, "a", attempt).is_some());
         }
         assert!(schedule.halted().is_some());
         assert!(schedule.next_for(Taker::Agent).is_none());

@@ -4,19 +4,16 @@
 //! by `trader audit verify`. The chain is followed by identifiers: order → task and grant → forecast → the task that made
 //! the forecast → the data that it read.
 
-use audit::checkpoint::Checkpoint;
 use audit::journal::{Entry, parse_line};
 use audit::log::LogStorage as _;
 use audit::record::Record;
 use audit::tiles::{self, Kind};
 use clap::Args;
-use keys::VerifyingKey;
 use management::bootstrap;
-use management::log_files::LogFiles;
-use management::run::log_origin;
 use serde::Serialize;
 use wire::layout::Layout;
 
+use crate::audit_log::{Snapshot, log_identity};
 use crate::cli::Dir;
 use crate::output::{Failure, Outcome, dollars, json, line};
 
@@ -79,17 +76,12 @@ pub(crate) fn explain(args: &ExplainArgs) -> Outcome {
 /// Every entry of the log, straight from its files, as far as its signed checkpoint reaches; works while management is
 /// running, and when it is not.
 pub(crate) fn read_log(layout: &Layout) -> Result<Vec<Entry>, Failure> {
-    let (_, bundle) = bootstrap::bundle(layout).map_err(Failure::broken)?;
-    let key = VerifyingKey::from_hex(&bundle.log_key).map_err(Failure::broken)?;
-    let storage = LogFiles::open(&layout.log()).map_err(Failure::broken)?;
-    let missing =
-        || Failure::refused("the log is changing or incomplete: try again, or run `trader audit verify`");
-    let note = storage.read("checkpoint").map_err(Failure::broken)?.ok_or_else(missing)?;
-    let checkpoint =
-        Checkpoint::open(&note, &log_origin(&bundle.trust_domain), &key).map_err(Failure::refused)?;
+    let (key, origin) = log_identity(layout)?;
+    let snapshot = Snapshot::take(layout, &key, &origin)?;
+    let missing = || Failure::refused("the log is incomplete: `trader audit verify` says what is wrong");
     let mut entries = Vec::new();
-    for file in tiles::files(checkpoint.size).into_iter().filter(|file| file.kind == Kind::Entries) {
-        let bytes = storage.read(&file.path()).map_err(Failure::broken)?.ok_or_else(missing)?;
+    for file in tiles::files(snapshot.size).into_iter().filter(|file| file.kind == Kind::Entries) {
+        let bytes = snapshot.read(&file.path()).map_err(Failure::broken)?.ok_or_else(missing)?;
         for text in tiles::decode_bundle(&bytes, file.width).ok_or_else(missing)? {
             entries.push(parse_line(text).map_err(Failure::refused)?);
         }

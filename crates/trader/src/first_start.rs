@@ -19,7 +19,12 @@ use sandbox::release::{Manifest, SignedManifest};
 use wire::files;
 use wire::layout::{Layout, MANAGEMENT_CLASSES, SERVICES, Service, Topology, read_json};
 
-use crate::output::Failure;
+use crate::output::{Failure, say};
+
+/// The lock that `trader up` holds on a state directory.
+pub(crate) const LOCK: &str = "up.lock";
+/// Written when the operators of the first start have their identities: later starts make nobody an operator.
+const OPERATORS_MADE: &str = "operators-made";
 
 /// Market days between two steps: a month.
 const STEP_DAYS: usize = 21;
@@ -75,23 +80,36 @@ pub(crate) fn prepare(layout: &Layout, request: &RunRequest) -> Result<(), Failu
     files::create_private_dir(layout.root()).map_err(Failure::broken)?;
     if !bootstrap::is_done(layout) {
         bootstrap::create(layout).map_err(Failure::broken)?;
+    }
+    if !layout.config().join(OPERATORS_MADE).exists() {
         for name in FIRST_OPERATORS {
             crate::operator::issue(layout, name)?;
         }
+        write_once(
+            &layout.config().join(OPERATORS_MADE),
+            b"the operators of the first start have their identities\n",
+        )?;
     }
     for (path, text) in CONFIG {
         write_once(&layout.config().join(path), text.as_bytes())?;
     }
     // Whoever imported data of their own before the first start trades that, and not the sample.
     if !layout.sources().exists() {
+        // All of them or none: a start that is cut off in between must not leave a sample with one of its parts.
+        let unfinished = layout.root().join("sources.new");
         for (name, bytes) in SOURCES {
-            write_once(&layout.sources().join(name), bytes)?;
+            write_once(&unfinished.join(name), bytes)?;
         }
+        fs::rename(&unfinished, layout.sources()).map_err(Failure::broken)?;
     }
     release(layout)?;
     if !layout.plan().exists() {
         let plan = plan(layout, request)?;
         write_once(&layout.config().join("desk.toml"), crate::data::desk_config(&plan)?.as_bytes())?;
+        write_json(&layout.plan(), &plan)?;
+    } else {
+        let mut plan: Plan = read_json(&layout.plan()).map_err(Failure::refused)?;
+        plan.days_per_second = request.days_per_second;
         write_json(&layout.plan(), &plan)?;
     }
     for (domain, ..) in SERVICES {
@@ -205,6 +223,8 @@ fn all_free(topology: &Topology) -> bool {
         .all(|at| TcpListener::bind(at).is_ok())
 }
 
+/// Fewer stocks than this cannot be ranked.
+const STOCKS_MIN: usize = 3;
 /// A portfolio is small below this many stocks, and may then hold more of each.
 const SMALL_BELOW: usize = 10;
 
@@ -246,6 +266,13 @@ fn plan(layout: &Layout, request: &RunRequest) -> Result<Plan, Failure> {
             continue;
         };
         let whole = market::import::read(&source.slice(None, last)).map_err(Failure::refused)?;
+        if whole.series.len() < STOCKS_MIN {
+            say(&format!(
+                "{} has {} symbols; the model ranks {STOCKS_MIN} or more, so nothing is bought",
+                source.name(),
+                whole.series.len()
+            ));
+        }
         let (name, cash_dollars, construction) = portfolio_of(source.name(), whole.series.len());
         portfolios.push(PortfolioPlan {
             name: name.clone(),
@@ -316,18 +343,39 @@ fn steps(calendars: &[(String, Day, Vec<Day>)]) -> Vec<Step> {
     steps
 }
 
-/// Removes the whole state, for `--fresh`. Only a directory that holds a state, or nothing, is removed.
-pub(crate) fn remove(layout: &Layout) -> Result<(), Failure> {
+/// Makes sure that a directory holds the state of a system, or nothing, before anything in it is removed.
+pub(crate) fn check_removable(layout: &Layout) -> Result<(), Failure> {
     let root = layout.root();
-    let Ok(mut entries) = fs::read_dir(root) else { return Ok(()) };
-    let is_ours = layout.bundle().exists() || layout.offline_root().exists() || entries.next().is_none();
-    if !is_ours {
-        return Err(Failure::refused(format!(
-            "{} holds something else than the state of a system; it is not removed",
-            root.display()
-        )));
+    let Ok(entries) = fs::read_dir(root) else { return Ok(()) };
+    let is_empty = entries.flatten().all(|entry| entry.file_name() == LOCK);
+    // A first start that was cut off has the root key and no bundle yet.
+    let is_ours = bootstrap::bundle(layout).is_ok() || layout.offline_root().join("root.key").is_file();
+    if is_empty || is_ours {
+        return Ok(());
     }
-    fs::remove_dir_all(root).map_err(Failure::broken)
+    Err(Failure::refused(format!(
+        "{} holds something else than the state of a system; it is not removed",
+        root.display()
+    )))
+}
+
+/// Removes the whole state, for `--fresh`; the lock stays, since whoever removes holds it.
+pub(crate) fn remove(layout: &Layout) -> Result<(), Failure> {
+    check_removable(layout)?;
+    for entry in fs::read_dir(layout.root()).map_err(Failure::broken)? {
+        let entry = entry.map_err(Failure::broken)?;
+        if entry.file_name() == LOCK {
+            continue;
+        }
+        let path = entry.path();
+        let removed = if entry.file_type().map_err(Failure::broken)?.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        removed.map_err(|error| Failure::broken(format!("{}: {error}", path.display())))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -25,5 +25,7 @@ fn main() -> ExitCode {
     if args.next().as_deref() == Some("cell") {
         return sandbox::cell_main(args);
     }
+    // Whatever is written is its owner's alone, also where nobody thought of it.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     cli::main()
 }

@@ -1,6 +1,6 @@
 //! An operator's way to management: the identity of a person, and one connection.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use identity::{PeerClass, SpiffeId};
@@ -21,9 +21,17 @@ const RENEW_BELOW_S: i64 = 12 * 3_600;
 /// How long an answer may take; a revocation's proof takes 2 s when a guard is gone.
 const TIMEOUT: Duration = Duration::from_secs(8);
 
-/// One operator, connected to management.
+/// One operator, connected to management. The connection is made anew when its identity is about to end.
 pub(crate) struct Operator {
+    layout: Layout,
+    name: String,
+    held: Mutex<Held>,
+}
+
+/// A connection, and until when its identity is good, in seconds since the Unix epoch.
+struct Held {
     client: Client,
+    expires: i64,
 }
 
 impl Operator {
@@ -35,38 +43,21 @@ impl Operator {
     /// Connects in the name of an operator. An identity that is about to end is issued anew where the authorities' keys
     /// are at hand, which is on the machine that runs management.
     pub(crate) fn connect(layout: &Layout, name: &str) -> Result<Self, Failure> {
-        if !bootstrap::is_done(layout) {
-            return Err(Failure::refused(format!(
-                "there is no system in {}; start one with `trader up`, or name its directory with --dir",
-                layout.root().display()
-            )));
+        let held = Mutex::new(connect(layout, name)?);
+        Ok(Self { layout: layout.clone(), name: name.to_owned(), held })
+    }
+
+    fn client(&self) -> Result<Client, Failure> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.expires <= unix_ms() / 1_000 + RENEW_BELOW_S {
+            *held = connect(&self.layout, &self.name)?;
         }
-        let directory = layout.operator(name);
-        let fresh =
-            Identity::load(&directory).ok().filter(|held| held.expires() > unix_ms() / 1_000 + RENEW_BELOW_S);
-        let identity = match fresh {
-            Some(identity) => identity,
-            None if directory.exists() => issue(layout, name)?,
-            None => {
-                return Err(Failure::refused(format!(
-                    "there is no operator {name} in {}",
-                    directory.display()
-                )));
-            }
-        };
-        let topology: Topology = read_json(&layout.topology()).map_err(Failure::broken)?;
-        let address = topology
-            .management
-            .get(PeerClass::Operators.as_str())
-            .ok_or_else(|| Failure::broken("the topology names no listener for operators"))?;
-        let client = Client::new(Arc::new(identity), PeerClass::Management, None, *address)
-            .map_err(Failure::broken)?;
-        Ok(Self { client })
+        Ok(held.client.clone())
     }
 
     /// Reads something.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        self.client.call_json(Method::GET, path, &[], None::<&()>, TIMEOUT).await.map_err(failure)
+        self.client()?.call_json(Method::GET, path, &[], None::<&()>, TIMEOUT).await.map_err(failure)
     }
 
     /// Asks for something.
@@ -75,8 +66,36 @@ impl Operator {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, Failure> {
-        self.client.call_json(Method::POST, path, &[], Some(body), TIMEOUT).await.map_err(failure)
+        self.client()?.call_json(Method::POST, path, &[], Some(body), TIMEOUT).await.map_err(failure)
     }
+}
+
+fn connect(layout: &Layout, name: &str) -> Result<Held, Failure> {
+    if !bootstrap::is_done(layout) {
+        return Err(Failure::refused(format!(
+            "there is no system in {}; start one with `trader up`, or name its directory with --dir",
+            layout.root().display()
+        )));
+    }
+    let directory = layout.operator(name);
+    let fresh =
+        Identity::load(&directory).ok().filter(|held| held.expires() > unix_ms() / 1_000 + RENEW_BELOW_S);
+    let identity = match fresh {
+        Some(identity) => identity,
+        // Renewed, never made: a directory alone makes nobody an operator.
+        None if directory.join("identity.json").exists() => issue(layout, name)?,
+        None => {
+            return Err(Failure::refused(format!("there is no operator {name} in {}", directory.display())));
+        }
+    };
+    let topology: Topology = read_json(&layout.topology()).map_err(Failure::broken)?;
+    let address = topology
+        .management
+        .get(PeerClass::Operators.as_str())
+        .ok_or_else(|| Failure::broken("the topology names no listener for operators"))?;
+    let expires = identity.expires();
+    let client = Client::new(Arc::new(identity), PeerClass::Management, None, *address);
+    Ok(Held { client: client.map_err(Failure::broken)?, expires })
 }
 
 /// Issues an operator's identity with the authority at hand.

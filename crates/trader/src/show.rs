@@ -1,8 +1,8 @@
 //! Commands that show how the system stands, and those that stop or enable something.
 
-use management::control::{Incident, Proposal, RevocationProof};
+use management::cases::{Incident, Proposal, RevocationProof};
 use management::projection::{GrantView, OrderView, Projection};
-use management::routes::{AgentView, Aim, ProposeBody, Summary};
+use management::routes::{AgentView, Aim, ProposeBody, Summary, process_name};
 use wire::journal::unix_ms;
 use wire::layout::Layout;
 
@@ -54,6 +54,11 @@ pub(crate) async fn agents(ask: &Ask) -> Outcome {
     Ok(())
 }
 
+/// The name that a process goes by, from its SPIFFE ID.
+fn short_name(id: &str) -> String {
+    id.parse().map_or_else(|_| id.to_owned(), |id| process_name(&id))
+}
+
 fn listed(path: &str, args: &ListArgs) -> String {
     match args.limit {
         Some(limit) => format!("{path}?limit={limit}"),
@@ -96,7 +101,7 @@ pub(crate) async fn grants(args: &ListArgs) -> Outcome {
     let rows: Vec<Vec<String>> = grants
         .into_iter()
         .map(|grant| {
-            let holder = grant.holder.rsplit('/').next().unwrap_or_default().to_owned();
+            let holder = short_name(&grant.holder);
             vec![grant.id, grant.status, holder, grant.audience, grant.actions.join(","), grant.task]
         })
         .collect();
@@ -144,7 +149,7 @@ pub(crate) async fn incidents(ask: &Ask) -> Outcome {
         .into_iter()
         .map(|incident| {
             let state = if incident.open { "open" } else { "closed" };
-            let subject = incident.subject.rsplit('/').next().unwrap_or_default().to_owned();
+            let subject = short_name(&incident.subject);
             vec![
                 incident.id,
                 state.to_owned(),
@@ -227,12 +232,15 @@ pub(crate) async fn enable(ask: &Ask, action: &str, target: &str, approve: Optio
     if proposal.done {
         line(&format!("done: {} {}", proposal.action, proposal.target));
     } else {
-        let command = if action == "clear_kill" { "kill --clear" } else { "agent reinstate" };
-        let target = if action == "clear_kill" { "" } else { target };
+        let command = match action {
+            "clear_kill" => "kill --clear".to_owned(),
+            _ => format!("agent reinstate {target}"),
+        };
         line(&format!("proposal {}", proposal.id));
         say(&format!(
-            "another person approves it within 30 minutes: trader {command} {target} --approve {} --as NAME",
-            proposal.id
+            "another person approves it within 30 minutes: trader {command} --approve {} --as NAME --dir {}",
+            proposal.id,
+            ask.dir.dir.display()
         ));
     }
     Ok(())

@@ -33,10 +33,10 @@ pub(crate) struct RunSummary {
     processes: usize,
     equity_start: f64,
     equity_end: f64,
-    benchmark_end: f64,
+    benchmark_end: Option<f64>,
     max_drawdown: f64,
     sharpe: Option<f64>,
-    ai_beats_benchmark: bool,
+    ai_beats_benchmark: Option<bool>,
     ended: bool,
     audit: AuditSummary,
 }
@@ -64,8 +64,10 @@ impl RunSummary {
             .collect::<Result<Vec<_>, Failure>>()?;
         let number =
             |report: &serde_json::Value, key: &str| report.get(key).and_then(serde_json::Value::as_i64);
-        let benchmark_end: i64 =
-            summary.reports.values().filter_map(|report| number(report, "benchmark_end")).sum();
+        // Until the run has ended some portfolios were never reported on, and a sum over the others would mislead.
+        let benchmark_end: Option<i64> = summary
+            .ended
+            .then(|| summary.reports.values().filter_map(|report| number(report, "benchmark_end")).sum());
         let counts = &summary.counts;
         Ok(Self {
             days: counts.days,
@@ -79,10 +81,10 @@ impl RunSummary {
             processes,
             equity_start: to_dollars(summary.equity_start),
             equity_end: to_dollars(summary.equity),
-            benchmark_end: to_dollars(benchmark_end),
+            benchmark_end: benchmark_end.map(to_dollars),
             max_drawdown: metrics::drawdown_max(&equity),
             sharpe: metrics::sharpe(&metrics::daily_returns(&equity)),
-            ai_beats_benchmark: summary.equity > benchmark_end,
+            ai_beats_benchmark: benchmark_end.map(|benchmark| summary.equity > benchmark),
             ended: summary.ended,
             audit: AuditSummary {
                 entries: audit.entries,
@@ -103,10 +105,11 @@ impl RunSummary {
         line(&format!("grants            {} issued, {} denied", self.grants_issued, self.grants_denied));
         line(&format!("revocations       {}, incidents {}", self.revocations, self.incidents));
         line(&format!("equity            {} -> {}", dollars(summary.equity_start), dollars(summary.equity)));
-        line(&format!(
-            "equal-weight hold {:.2} (bought on the first day, after the same costs)",
-            self.benchmark_end
-        ));
+        if let Some(benchmark) = self.benchmark_end {
+            line(&format!(
+                "equal-weight hold {benchmark:.2} (bought on the first day, after the same costs)"
+            ));
+        }
         line(&format!("max drawdown      {}", percent(self.max_drawdown)));
         line(&format!(
             "sharpe            {}",
@@ -122,13 +125,17 @@ impl RunSummary {
                 text("benchmark_max_drawdown"),
             ));
         }
-        line(if self.ai_beats_benchmark {
-            "The model's portfolio ended above equal-weight buy and hold of the same stocks. They are survivors: all \
-             of them were chosen in hindsight, so neither figure is what a person could have earned."
+        if let Some(above) = self.ai_beats_benchmark {
+            let where_it_ended = if above { "above" } else { "BELOW" };
+            line(&format!(
+                "The portfolio ended {where_it_ended} equal-weight buy and hold of the same stocks."
+            ));
+            line(
+                "Stocks that are known today were chosen in hindsight: neither figure could have been earned.",
+            );
         } else {
-            "The model's portfolio ended BELOW equal-weight buy and hold of the same stocks. They are survivors: all \
-             of them were chosen in hindsight, so neither figure is what a person could have earned."
-        });
+            line("The run has not reached its end; the next `trader up` goes on from here.");
+        }
         let verdict = if self.audit.verified { "verified" } else { "NOT VERIFIED" };
         line(&format!(
             "audit             {} entries, root {}, {verdict}",

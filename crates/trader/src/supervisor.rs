@@ -38,6 +38,8 @@ const RESTART: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 const STEADY: Duration = Duration::from_secs(10);
 /// An identity with less life than this is replaced, in seconds: half of what it is issued with.
 const RENEW_BELOW_S: i64 = bootstrap::LEAF_TTL_S / 2;
+/// How often it is asked whether a revoked process was reinstated.
+const ASK_AFTER_REVOKED: Duration = Duration::from_secs(1);
 /// Exit status of a process whose identity is no longer good.
 const REVOKED: i32 = 3;
 
@@ -76,6 +78,8 @@ pub(crate) struct Supervisor {
     trust_domain: String,
     operator: Operator,
     watched: Vec<Watched>,
+    /// When it was last asked whether a revoked process was reinstated.
+    asked: Instant,
 }
 
 impl Supervisor {
@@ -83,8 +87,13 @@ impl Supervisor {
     pub(crate) async fn start(layout: Layout) -> Result<Self, Failure> {
         let (_, bundle) = bootstrap::bundle(&layout).map_err(Failure::broken)?;
         let operator = Operator::connect(&layout, "owner")?;
-        let mut supervisor =
-            Self { layout, trust_domain: bundle.trust_domain, operator, watched: Vec::new() };
+        let mut supervisor = Self {
+            layout,
+            trust_domain: bundle.trust_domain,
+            operator,
+            watched: Vec::new(),
+            asked: Instant::now(),
+        };
         for process in all_processes() {
             let is_management = process == Process::Management;
             supervisor.watched.push(Watched {
@@ -96,9 +105,12 @@ impl Supervisor {
                 revoked: false,
             });
             let index = supervisor.watched.len() - 1;
-            supervisor.launch(index).await?;
-            if is_management {
-                supervisor.wait_for_management().await?;
+            match supervisor.launch(index).await {
+                Ok(()) if is_management => supervisor.wait_for_management().await?,
+                Ok(()) => {}
+                Err(failure) if is_management => return Err(failure),
+                // One that cannot be started, such as an agent in quarantine, keeps nobody else from working.
+                Err(failure) => supervisor.try_again(index, &failure),
             }
         }
         Ok(supervisor)
@@ -199,9 +211,22 @@ impl Supervisor {
         self.watched.iter().any(|watched| watched.process == *process && watched.revoked)
     }
 
+    /// Notes that a process could not be started, and when to try again; one that waits for two people is asked after like
+    /// any revoked one.
+    fn try_again(&mut self, index: usize, failure: &Failure) {
+        let Some(watched) = self.watched.get_mut(index) else { return };
+        let name = watched.process.name();
+        say(&format!("{name} cannot be started: {}", failure.words()));
+        watched.revoked |= failure.words().starts_with("quarantined");
+        watched.restart_at = Some(Instant::now() + watched.pause);
+        watched.pause = (watched.pause * 2).min(RESTART.1);
+    }
+
     /// Looks after every process once: starts again what ended, and what was reinstated.
     pub(crate) async fn look_after(&mut self) {
         let mut reinstated: Option<Vec<AgentView>> = None;
+        // Every question is an entry of the log: once a second is soon enough for what takes two people.
+        let ask = self.asked.elapsed() >= ASK_AFTER_REVOKED;
         for index in 0..self.watched.len() {
             let Some(watched) = self.watched.get_mut(index) else { continue };
             let name = watched.process.name();
@@ -230,7 +255,8 @@ impl Supervisor {
             }
             let due = watched.restart_at.is_some_and(|at| Instant::now() >= at);
             let launch = if watched.revoked {
-                if reinstated.is_none() {
+                if reinstated.is_none() && ask {
+                    self.asked = Instant::now();
                     reinstated = self.operator.get("/v1/agents").await.ok();
                 }
                 let back = |agent: &AgentView| agent.name == name && agent.status == "reinstated";
@@ -245,13 +271,7 @@ impl Supervisor {
                             watched.revoked = false;
                         }
                     }
-                    Err(failure) => {
-                        say(&format!("{name} cannot be started: {}", failure.words()));
-                        if let Some(watched) = self.watched.get_mut(index) {
-                            watched.restart_at = Some(Instant::now() + watched.pause);
-                            watched.pause = (watched.pause * 2).min(RESTART.1);
-                        }
-                    }
+                    Err(failure) => self.try_again(index, &failure),
                 }
             }
         }

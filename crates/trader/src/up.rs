@@ -73,10 +73,14 @@ fn speed(text: &str) -> Result<Speed, String> {
 pub(crate) async fn up(args: UpArgs) -> Outcome {
     let root = std::path::absolute(&args.dir.dir).map_err(Failure::broken)?;
     let layout = Layout::new(&root);
+    // The lock first: whoever starts over must not pull the state from under a system that runs.
+    if args.fresh {
+        first_start::check_removable(&layout)?;
+    }
+    let lock = lock(&root)?;
     if args.fresh {
         first_start::remove(&layout)?;
     }
-    let lock = lock(&root)?;
     let request = RunRequest { seed: args.seed, days_per_second: args.speed.0, until: args.until };
     first_start::prepare(&layout, &request)?;
     let started = Instant::now();
@@ -201,7 +205,7 @@ impl Progress {
 /// Makes sure that no second `trader up` runs on the same state. The lock goes when the file is closed, however that comes.
 fn lock(root: &Path) -> Result<std::fs::File, Failure> {
     wire::files::create_private_dir(root).map_err(Failure::broken)?;
-    let path = root.join("up.lock");
+    let path = root.join(first_start::LOCK);
     let file = std::fs::File::options()
         .write(true)
         .create(true)

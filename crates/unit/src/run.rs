@@ -8,6 +8,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use access::guard::{Guard, GuardConfig};
 use access::vocabulary::Audience;
@@ -19,13 +20,16 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use wire::client::Client;
 use wire::guard::GrantDoor;
-use wire::journal::{Journal, ship};
+use wire::journal::{Journal, JournalError, ship};
 use wire::layout::{ConfigError, Layout, Topology, read_json};
 use wire::revocations::follow;
 use wire::server::{Connections, ServerOptions, serve};
 use wire::tls::{Identity, server_config};
 
 use crate::service::{Listener, listeners, name_of};
+
+/// How long the last journal lines of a unit that failed may take to be shipped.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Why a unit does not run.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +70,8 @@ pub enum RunError {
 /// Runs unit `number` of a domain until told to stop. `program` is the SHA-256 of this program, for the log.
 ///
 /// # Errors
-/// When it cannot start; once it runs it goes on, and denies what it cannot record.
+/// When it cannot start, or when its journal fails while it runs: it denies what it cannot record, and ends, to be started
+/// again.
 pub async fn run(
     layout: Layout,
     domain: &str,
@@ -106,9 +111,20 @@ pub async fn run(
     }
     // The log is told last: what a request that is still under way decides must get there too.
     let (quiet, all_quiet) = watch::channel(false);
-    let shipping = tokio::spawn(ship(journal, management, all_quiet));
-    while servers.join_next().await.is_some() {}
+    let shipping = tokio::spawn(ship(journal.clone(), management, all_quiet));
+    let failed = tokio::select! {
+        () = async { while servers.join_next().await.is_some() {} } => false,
+        () = journal.closed() => true,
+    };
+    if failed {
+        servers.shutdown().await;
+    }
     let _ = quiet.send(true);
+    if failed {
+        // Evidence goes out even when nothing else may.
+        let _ = tokio::time::timeout(LAST_WORDS, shipping).await;
+        return Err(JournalError::Closed.into());
+    }
     if let Err(error) = shipping.await {
         tracing::error!(%error, "the way to the log broke; the journal keeps what was not joined");
     }

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,6 +24,8 @@ use axum::http::Method;
 use axum::routing::post;
 use identity::{PeerClass, SpiffeId};
 use market::{Series, Symbol};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::{Value, json};
 use testkit::denials::{claims, peer_of, signed};
 use testkit::house::{House, TRUST_DOMAIN};
@@ -31,6 +34,7 @@ use tokio::sync::watch;
 use wire::api::{StatusReply, StatusReport, Written};
 use wire::client::{Client, ClientError};
 use wire::guard::GRANT_HEADER;
+use wire::journal::JournalError;
 use wire::layout::{Layout, Service, Topology};
 use wire::server::{Connections, ServerOptions, serve};
 use wire::tls::server_config;
@@ -90,11 +94,21 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     waited.await.unwrap_or_else(|_| panic!("{what} did not come about"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_unit_serves_ships_its_journal_and_stops_allowing_when_everything_is_killed() {
-    let house = House::new();
-    let directory = tempfile::tempdir().unwrap();
-    let layout = Layout::new(directory.path());
+fn unit_id() -> SpiffeId {
+    SpiffeId::unit(TRUST_DOMAIN, "market", 1).unwrap()
+}
+
+/// A unit that runs, with a management of its own.
+struct Running {
+    management: Arc<Management>,
+    management_stop: watch::Sender<bool>,
+    stop: watch::Sender<bool>,
+    unit: tokio::task::JoinHandle<Result<(), unit::RunError>>,
+    agents: SocketAddr,
+    desk: SocketAddr,
+}
+
+async fn start(house: &House, layout: &Layout) -> Running {
     let (stop, stopped) = watch::channel(false);
 
     let management = Arc::new(Management::default());
@@ -124,12 +138,20 @@ async fn a_unit_serves_ships_its_journal_and_stops_allowing_when_everything_is_k
     };
     std::fs::create_dir_all(layout.config()).unwrap();
     std::fs::write(layout.topology(), serde_json::to_vec(&topology).unwrap()).unwrap();
-    let unit_id = SpiffeId::unit(TRUST_DOMAIN, "market", 1).unwrap();
-    house.identity(&unit_id).save(&layout.identity("unit-market-1")).unwrap();
+    house.identity(&unit_id()).save(&layout.identity("unit-market-1")).unwrap();
     let unit = tokio::spawn(unit::run(layout.clone(), "market", 1, "00".into(), stopped));
+    Running { management, management_stop, stop, unit, agents, desk }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_unit_serves_ships_its_journal_and_stops_allowing_when_everything_is_killed() {
+    let house = House::new();
+    let directory = tempfile::tempdir().unwrap();
+    let layout = Layout::new(directory.path());
+    let Running { management, management_stop, stop, unit, agents, desk } = start(&house, &layout).await;
 
     let agent_identity = house.identity(&SpiffeId::agent(TRUST_DOMAIN, "agent-1").unwrap());
-    let agent = Client::new(agent_identity.clone(), PeerClass::Market, Some(unit_id), agents).unwrap();
+    let agent = Client::new(agent_identity.clone(), PeerClass::Market, Some(unit_id()), agents).unwrap();
     let mut peer = peer_of(&house, PeerClass::Agents).await;
     (peer.key, peer.epoch) = (agent_identity.key(), agent_identity.epoch());
     let mut grant = claims(Audience::Market, Action::WriteBars, &peer);
@@ -201,4 +223,40 @@ async fn a_unit_does_not_start_as_somebody_else() {
     let started = unit::run(layout.clone(), "market", 1, "00".into(), stop()).await;
     assert!(matches!(started, Err(unit::RunError::Identity { .. })));
     assert!(!layout.database("market").exists(), "nothing was opened");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_unit_whose_journal_fails_ends_so_that_it_is_started_again() {
+    let house = House::new();
+    let directory = tempfile::tempdir().unwrap();
+    let layout = Layout::new(directory.path());
+    // A journal in memory, which can be kept from growing while it is open: a disk that fills up.
+    let disk = memfd_create(c"journal", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC).unwrap();
+    let journal = layout.journal("unit-market-1");
+    std::fs::create_dir_all(&journal).unwrap();
+    let opened = format!("/proc/self/fd/{}", disk.as_raw_fd());
+    std::os::unix::fs::symlink(opened, journal.join("unit-market-1.journal")).unwrap();
+    let running = start(&house, &layout).await;
+    until("the first report", || !running.management.records().is_empty()).await;
+
+    let agent_identity = house.identity(&SpiffeId::agent(TRUST_DOMAIN, "agent-1").unwrap());
+    let agent = Client::new(agent_identity, PeerClass::Market, Some(unit_id()), running.agents).unwrap();
+    let ask = || agent.call_json::<(), Value>(Method::GET, "/v1/gone", &[], None, PATIENCE);
+    match ask().await {
+        Err(ClientError::Refused(problem)) => assert_eq!(problem.code, "no_such_route"),
+        other => panic!("{other:?}"),
+    }
+    fcntl(&disk, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW)).unwrap();
+    match ask().await {
+        Err(ClientError::Refused(problem)) => assert_eq!(problem.code, "journal_failed"),
+        // Cut off by the end of the process before the answer was sent.
+        Err(error) if error.retryable() => {}
+        other => panic!("{other:?}"),
+    }
+    let ended = tokio::time::timeout(PATIENCE, running.unit).await.unwrap().unwrap();
+    assert!(matches!(ended, Err(unit::RunError::Journal(JournalError::Closed))), "{ended:?}");
+    let last = running.management.records().pop().unwrap();
+    let told = matches!(&last, Record::Decision { allowed: false, reason, .. } if reason == "no_such_route");
+    assert!(told, "what was written before has reached the log: {last:?}");
+    running.management_stop.send(true).unwrap();
 }

@@ -1,6 +1,11 @@
 //! Every route of every unit: what is refused, what is allowed, and what a query can never bring to light.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test stops at the first surprise")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,8 +25,8 @@ use testkit::denials::{
     every_good_request_is_allowed, gaps, peer_of, records, send, signed,
 };
 use testkit::house::House;
-use wire::guard::GrantDoor;
-use wire::http::Method;
+use wire::guard::{GRANT_HEADER, GrantDoor};
+use wire::http::{Method, Request};
 use wire::journal::Journal;
 use wire::problem::Problem;
 use wire::tls::Peer;
@@ -257,7 +262,7 @@ async fn the_desk_reaches_no_route_of_agents_and_agents_none_of_the_desk() {
     assert_eq!(code(&asked), (404, "no_such_route".into()));
     let post = (Method::POST, "/v1/bars");
     let asked = market.ask(PeerClass::Desk, Action::WriteBars, post, &bars(&About::good()), |_| {}).await;
-    assert_eq!(asked.0, 405);
+    assert_eq!(code(&asked), (405, "no_such_route".into()));
     let post = (Method::POST, "/v1/entries");
     let asked = ledger.ask(PeerClass::Agents, Action::WriteLedger, post, &entries, |_| {}).await;
     assert_eq!(code(&asked), (404, "no_such_route".into()));
@@ -486,6 +491,89 @@ async fn a_body_that_says_something_else_than_it_should_is_refused_with_the_reas
     }
     for bench in [&market, &ledger, &research, &news] {
         assert!(bench.stored().is_empty());
+    }
+}
+
+/// Sends a request as an agent with the grant header given so many times.
+async fn send_raw(bench: &Bench, method: &str, uri: &str, grants: &[&str], body: &[u8]) -> (u16, Vec<u8>) {
+    use hyper::service::Service as _;
+    let mut request = Request::builder().method(method).uri(uri);
+    for grant in grants {
+        request = request.header(GRANT_HEADER, *grant);
+    }
+    let mut request = request.body(axum::body::Body::from(body.to_vec())).unwrap();
+    request.extensions_mut().insert(bench.peers[PeerClass::Agents.as_str()].clone());
+    let place = bench.places.iter().find(|place| place.class == PeerClass::Agents).unwrap();
+    let service = hyper_util::service::TowerToHyperService::new(place.router.clone());
+    let Ok(response) = service.call(request).await;
+    let status = response.status().as_u16();
+    (status, axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap().to_vec())
+}
+
+/// The one record that was journalled since `before`: a refused decision. Its route, its reason.
+fn refused_since(bench: &Bench, before: usize) -> (String, String) {
+    let new = records(bench.directory.path()).split_off(before);
+    match new.as_slice() {
+        [Record::Decision { allowed: false, route, reason, peer, task: None, .. }] => {
+            assert_eq!(*peer, bench.peers[PeerClass::Agents.as_str()].id.to_string());
+            (route.clone(), reason.clone())
+        }
+        other => panic!("one refusal was expected: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_parsed_is_a_refusal_in_the_journal() {
+    let bench = Bench::new(Audience::Market).await;
+    let peer = &bench.peers[PeerClass::Agents.as_str()];
+    let good = signed(&claims(Audience::Market, Action::WriteBars, peer), &House::grant_key());
+    let strangers =
+        signed(&claims(Audience::Market, Action::WriteBars, peer), &keys::SigningKey::from_seed(&[99; 32]));
+    let body = b"{\"portfolio\":".as_slice();
+    let grants: [(&[&str], u16, &str); 6] = [
+        (&[&good], 400, "bad_body"),
+        (&[&strangers], 400, "bad_body"),
+        (&[], 403, "no_grant"),
+        (&["not base64!"], 403, "malformed_grant"),
+        (&["dGhpcyBpcyBubyBncmFudA"], 403, "malformed_grant"),
+        (&[&good, &good], 400, "several_grants"),
+    ];
+    for (shown, status, expected) in grants {
+        let before = records(bench.directory.path()).len();
+        let answer = send_raw(&bench, "POST", "/v1/bars", shown, body).await;
+        assert_eq!(code(&answer), (status, expected.into()), "{shown:?}");
+        let says_where = String::from_utf8_lossy(&answer.1).contains("column");
+        assert_eq!(says_where, expected == "bad_body", "only who shows a grant hears the parser: {shown:?}");
+        let reason = if expected == "bad_body" { "bad_request" } else { expected };
+        assert_eq!(refused_since(&bench, before), ("POST /v1/bars".into(), reason.into()), "{shown:?}");
+    }
+    let before = records(bench.directory.path()).len();
+    let large = vec![b' '; 3 << 20];
+    let answer = send_raw(&bench, "POST", "/v1/bars", &[&good], &large).await;
+    assert_eq!(code(&answer), (413, "body_too_large".into()));
+    assert_eq!(refused_since(&bench, before).1, "bad_request");
+    assert!(bench.stored().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn feeling_along_the_doors_is_a_refusal_in_the_journal() {
+    let bench = Bench::new(Audience::Market).await;
+    let long = format!("/{}", "a/".repeat(2_000));
+    let cut: String = long.chars().take(128).collect();
+    let cases = [
+        ("GET", "/", 404, "GET /".to_owned()),
+        ("GET", "/v1/gone?secret=1", 404, "GET /v1/gone".to_owned()),
+        ("POST", "/v1/orders", 404, "POST /v1/orders".to_owned()),
+        ("DELETE", "/v1/bars", 405, "DELETE /v1/bars".to_owned()),
+        ("POST", "/v1/panel", 405, "POST /v1/panel".to_owned()),
+        ("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "/v1/bars", 405, "ABCDEFGHIJKLMNOP /v1/bars".to_owned()),
+        ("GET", &long, 404, format!("GET {cut}")),
+    ];
+    for (method, uri, status, route) in cases {
+        let before = records(bench.directory.path()).len();
+        let answer = send_raw(&bench, method, uri, &[], b"").await;
+        assert_eq!(code(&answer), (status, "no_such_route".into()), "{method} {uri}");
+        assert_eq!(refused_since(&bench, before), (route, "no_such_route".into()));
     }
 }
 

@@ -5,31 +5,43 @@
 //! way to make a route, so there is none without a door.
 //!
 //! INVARIANT: a handler runs only after its door allowed the request and the decision was journalled; an error while
-//! deciding or journalling is a denial.
+//! deciding or journalling is a denial. A request that reaches no handler at all (nothing at its path, not to be parsed) is
+//! a refusal too, and journalled: whoever feels their way along the doors is seen.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use access::grant::{GrantError, SignedGrant, verify};
 use access::guard::{Cost, Decision, Guard, Now, Permit, Reason, Request};
 use access::policy::{OperatorAction, StandingAction};
 use access::vocabulary::{Action, MarketDay};
 use audit::record::Record;
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{Extension, State};
-use axum::http::{HeaderMap, Method, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 
 use tokio::sync::watch;
 
 use crate::enrol::{ENROL_PATH, EnrolReply, EnrolRequest, Newcomer};
-use crate::journal::{Journal, told, unix_ms};
+use crate::journal::{Journal, JournalError, told, unix_ms};
 use crate::problem::Problem;
 use crate::tls::Peer;
 
 /// The header that carries a grant.
 pub const GRANT_HEADER: &str = "x-grant";
+
+/// What the record of a request that could not be parsed says.
+const BAD_REQUEST: &str = "bad_request";
+/// What the record and the answer say of a request to which no route belongs.
+const NO_SUCH_ROUTE: &str = "no_such_route";
+/// How much of a stranger's path is journalled, in bytes.
+const PATH_BYTES_MAX: usize = 128;
+/// How much of a stranger's method is journalled, in bytes.
+const METHOD_BYTES_MAX: usize = 16;
 
 /// What a route demands of whoever calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -308,12 +320,71 @@ impl<S: Send + Sync + 'static> Routes<S> {
         &self.table
     }
 
-    /// The finished router; what is not in its table is answered with 404.
+    /// The finished router; what is not in its table is answered with 404, or 405 where only the method is not, and
+    /// journalled as refused.
     pub fn into_router(self) -> Router {
-        self.router.with_state(self.shared).fallback(|| async {
-            Problem::not_found("no_such_route", "there is nothing at this path").into_response()
-        })
+        self.router
+            .method_not_allowed_fallback(no_such_method::<S>)
+            .fallback(no_such_path::<S>)
+            .with_state(self.shared)
     }
+}
+
+async fn no_such_path<S>(
+    State(shared): State<Arc<Shared<S>>>,
+    Extension(peer): Extension<Peer>,
+    method: Method,
+    uri: Uri,
+) -> Response {
+    let problem = Problem::not_found(NO_SUCH_ROUTE, "there is nothing at this path");
+    stray(&shared.journal, &peer, &method, &uri, problem).into_response()
+}
+
+async fn no_such_method<S>(
+    State(shared): State<Arc<Shared<S>>>,
+    Extension(peer): Extension<Peer>,
+    method: Method,
+    uri: Uri,
+) -> Response {
+    let problem = Problem::new(405, NO_SUCH_ROUTE, "what is at this path has no such method");
+    stray(&shared.journal, &peer, &method, &uri, problem).into_response()
+}
+
+/// Journals a request to which no route belongs, and returns what to answer.
+fn stray(journal: &Journal, peer: &Peer, method: &Method, uri: &Uri, problem: Problem) -> Problem {
+    let (method, path) = (escaped(method.as_str(), METHOD_BYTES_MAX), escaped(uri.path(), PATH_BYTES_MAX));
+    let record = Record::Decision {
+        action: "none".into(),
+        route: format!("{method} {path}"),
+        peer: peer.id.to_string(),
+        grant: None,
+        task: None,
+        allowed: false,
+        reason: NO_SUCH_ROUTE.into(),
+    };
+    match journal.record(&record) {
+        Ok(_) => problem,
+        Err(error) => not_journalled(&error),
+    }
+}
+
+/// A stranger's text in printable ASCII, cut where the next letter would make it longer than `bytes_max`.
+fn escaped(text: &str, bytes_max: usize) -> String {
+    let mut out = String::new();
+    for letter in text.chars() {
+        let letter = letter.escape_default();
+        if out.len() + letter.len() > bytes_max {
+            break;
+        }
+        out.extend(letter);
+    }
+    out
+}
+
+fn not_journalled(error: &JournalError) -> Problem {
+    tracing::error!(%error, "a decision could not be journalled: refused");
+    let detail = "the decision could not be journalled, so it was not carried out";
+    Problem::unavailable("journal_failed", detail)
 }
 
 /// How long a request waits for its guard to hear what the request's grant was issued after.
@@ -324,8 +395,16 @@ async fn enter<O: Operation>(
     Extension(peer): Extension<Peer>,
     uri: Uri,
     headers: HeaderMap,
-    body: Bytes,
+    body: Result<Bytes, BytesRejection>,
 ) -> Response {
+    let body = match body {
+        Ok(body) => Ok(body),
+        Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            Err(Problem::too_large("body_too_large", "the body is too large"))
+        }
+        // The connection ended in the middle of it: there is no request to decide on, and nobody to answer.
+        Err(_) => return Problem::bad_request("bad_body", "the body ended too early").into_response(),
+    };
     let deadline = tokio::time::Instant::now() + CATCH_UP;
     let mut learning = shared.door.learning();
     let admitted = loop {
@@ -360,29 +439,34 @@ fn admit<O: Operation>(
     peer: Peer,
     uri: &Uri,
     headers: &HeaderMap,
-    body: &[u8],
+    body: &Result<Bytes, Problem>,
     last: bool,
 ) -> Admitted<O> {
     let route = format!("{} {}", O::METHOD, O::PATH);
     let grants: Vec<_> = headers.get_all(GRANT_HEADER).iter().collect();
     let grant = match grants.as_slice() {
-        [] => None,
         [one] => one.to_str().ok(),
-        _ => {
-            let problem = Problem::bad_request("several_grants", "a request carries one grant");
-            return Admitted::Decided(Err(problem));
-        }
+        _ => None,
     };
-    let parsed = O::parse(uri.query().unwrap_or_default(), body);
+    let parsed = match body {
+        Ok(body) => O::parse(uri.query().unwrap_or_default(), body),
+        Err(problem) => Err(problem.clone()),
+    };
     let touched = parsed.as_ref().map(|operation| operation.touched(&shared.state)).unwrap_or_default();
     let ask = Ask { needs: O::NEEDS, route: &route, peer: &peer, grant, touched: &touched };
-    let verdict = match &parsed {
-        Ok(_) => shared.door.decide(&ask),
-        // A stranger without any right learns nothing about the shape of requests.
-        Err(_) if grant.is_none() && matches!(O::NEEDS, Needs::Grant(_)) => {
-            deny("no_grant", "this route needs a grant")
+    let (verdict, parsed) = match parsed {
+        _ if grants.len() > 1 => {
+            let problem = Problem::bad_request("several_grants", "a request carries one grant");
+            (deny(&problem.code, &problem.detail), Err(problem))
         }
-        Err(problem) => return Admitted::Decided(Err(problem.clone())),
+        Ok(operation) => (shared.door.decide(&ask), Ok(operation)),
+        Err(problem) => match shows_no_grant(&ask) {
+            // A stranger without any right learns nothing about the shape of requests.
+            Some((reason, detail)) => {
+                (deny(reason.as_str(), detail), Err(Problem::forbidden(reason.as_str(), detail)))
+            }
+            None => (deny(BAD_REQUEST, &problem.detail), Err(problem)),
+        },
     };
     if !last && matches!(&verdict, Verdict::Deny { code, .. } if code == Reason::BehindRevision.as_str()) {
         return Admitted::NotYet;
@@ -390,17 +474,27 @@ fn admit<O: Operation>(
     if let Some(record) = &decision(&ask, &verdict)
         && let Err(error) = shared.journal.record(record)
     {
-        tracing::error!(%error, "a decision could not be journalled: refused");
-        let detail = "the decision could not be journalled, so it was not carried out";
-        return Admitted::Decided(Err(Problem::unavailable("journal_failed", detail)));
+        return Admitted::Decided(Err(not_journalled(&error)));
     }
     Admitted::Decided(match (verdict, parsed) {
         (Verdict::Allow { permit, .. }, Ok(operation)) => Ok((operation, Pass { permit, peer })),
-        (Verdict::Allow { .. }, Err(problem)) => Err(problem),
-        (Verdict::Deny { code, detail, retryable, .. }, _) => {
+        (_, Err(problem)) => Err(problem),
+        (Verdict::Deny { code, detail, retryable, .. }, Ok(_)) => {
             Err(Problem::forbidden(&code, &detail).retryable_if(retryable))
         }
     })
+}
+
+/// Why a request for a route that needs a grant shows none, whoever may have signed it. For requests that cannot be parsed:
+/// the guard decides on the others.
+fn shows_no_grant(ask: &Ask<'_>) -> Option<(Reason, &'static str)> {
+    let Needs::Grant(_) = ask.needs else { return None };
+    let Some(text) = ask.grant else { return Some((Reason::NoGrant, "this route needs a grant")) };
+    // Without any issuer's key, a grant that has the form of one gets as far as this error and no further.
+    match SignedGrant::from_text(text).and_then(|grant| verify(grant.bytes(), &[])) {
+        Err(GrantError::UnknownKey) => None,
+        Ok(_) | Err(_) => Some((Reason::MalformedGrant, "what the request carries is no grant")),
+    }
 }
 
 /// The record of a decision. Standing permissions that are allowed leave the record of what they did instead: reporting
@@ -483,4 +577,21 @@ pub fn query_value<'a>(query: &'a str, key: &str) -> Option<&'a str> {
 /// Lets a poisoned lock be used for reading state that no decision depends on.
 pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strangers_path_is_journalled_short_and_in_plain_letters() {
+        assert_eq!(escaped("/v1/bars", PATH_BYTES_MAX), "/v1/bars");
+        assert_eq!(escaped("/a\u{1b}[31m\n\u{e9}\"\\", PATH_BYTES_MAX), r#"/a\u{1b}[31m\n\u{e9}\"\\"#);
+        for letter in ["x", "\u{1b}", "\u{10ffff}", "\n"] {
+            let cut = escaped(&letter.repeat(5_000), PATH_BYTES_MAX);
+            assert!(cut.len() <= PATH_BYTES_MAX && cut.len() > PATH_BYTES_MAX - 10, "{cut}");
+            assert!(cut.bytes().all(|byte| byte.is_ascii_graphic()), "{cut}");
+            assert!(cut.ends_with(|last| "x}n".contains(last)), "no letter is cut in two: {cut}");
+        }
+    }
 }

@@ -4,16 +4,17 @@
 //! written here before its effect. The lines are shipped to management in order, again and again until it says that they
 //! are joined to the log.
 //!
+//! INVARIANT: one process at a time writes a journal, and only at its end.
 //! INVARIANT: a journal that cannot be written refuses every later record, so that whoever must record before acting
 //! stops acting.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use audit::journal::{Chain, Entry, parse_line};
 use audit::record::Record;
@@ -30,6 +31,10 @@ pub const REPORT_BYTES_MAX: usize = 2 * 1024 * 1024;
 const REPORT_IDLE: Duration = Duration::from_millis(1_000);
 /// How long to wait after a report that failed.
 const REPORT_RETRY: Duration = Duration::from_millis(100);
+/// How long a predecessor that is just ending may still hold the file.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked whether the file is free.
+const LOCK_RETRY: Duration = Duration::from_millis(50);
 
 /// Why a record could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +48,12 @@ pub enum JournalError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// Somebody else has it open to write: two writers would break its chain.
+    #[error("another process writes this journal: {path}; end that process first, then start again")]
+    Held {
+        /// The file.
+        path: PathBuf,
     },
     /// The file has been changed by somebody.
     #[error("the journal {path} has been tampered with: {problem}; run `trader audit verify`")]
@@ -67,6 +78,8 @@ pub struct Journal {
     /// Sequence number up to which the disk has everything; guards the group commit.
     synced: Mutex<u64>,
     grown: Notify,
+    /// Becomes true once, when a write has failed.
+    closed: watch::Sender<bool>,
 }
 
 struct Inner {
@@ -78,22 +91,23 @@ struct Inner {
 }
 
 impl Journal {
-    /// Opens the journal of `process` in `directory`, cutting off a last line that a crash left half-written.
+    /// Opens the journal of `process` in `directory`, cutting off a last line that a crash left half-written. Blocks for up
+    /// to 10 s while another process has it.
     ///
     /// # Errors
-    /// When the file cannot be used, or its chain is broken.
+    /// When the file cannot be used, another process keeps it, or its chain is broken.
     pub fn open(directory: &Path, process: &str) -> Result<Arc<Self>, JournalError> {
+        Self::open_within(directory, process, LOCK_PATIENCE)
+    }
+
+    fn open_within(directory: &Path, process: &str, patience: Duration) -> Result<Arc<Self>, JournalError> {
         let path = directory.join(format!("{process}.journal"));
         let failed = |source| JournalError::File { path: path.clone(), source };
-        std::fs::create_dir_all(directory).map_err(failed)?;
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+        let opened = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path);
+        let mut file = opened.map_err(failed)?;
+        // Before the first look: until then its last line may be one that the predecessor is still writing.
+        take_lock(&file, &path, patience)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed)?;
         let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
@@ -103,7 +117,6 @@ impl Journal {
             file.set_len(whole as u64).map_err(failed)?;
             bytes.truncate(whole);
         }
-        file.seek(SeekFrom::End(0)).map_err(failed)?;
         let lines: Vec<&[u8]> = bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).collect();
         let (chain, _) = Chain::resume(process, lines.iter().copied())
             .map_err(|error| JournalError::Tampered { path: path.clone(), problem: error.to_string() })?;
@@ -117,6 +130,7 @@ impl Journal {
             inner: Mutex::new(Inner { file, chain, pending, closed: false }),
             synced: Mutex::new(0),
             grown: Notify::new(),
+            closed: watch::Sender::new(false),
         }))
     }
 
@@ -135,7 +149,7 @@ impl Journal {
             inner.chain.seal(unix_ms(), record).map_err(|error| JournalError::Record(error.to_string()))?;
         line.push('\n');
         if let Err(source) = inner.file.write_all(line.as_bytes()) {
-            inner.closed = true;
+            self.close(&mut inner);
             return Err(JournalError::File { path: self.path.clone(), source });
         }
         line.pop();
@@ -170,7 +184,7 @@ impl Journal {
                 Ok(())
             }
             Err(source) => {
-                self.lock().closed = true;
+                self.close(&mut self.lock());
                 Err(JournalError::File { path: self.path.clone(), source })
             }
         }
@@ -214,8 +228,36 @@ impl Journal {
         }
     }
 
+    /// Waits until a write has failed. Nothing more can be recorded then, so the process can do nothing but end and be
+    /// started again. Waits for ever while all is well.
+    pub async fn closed(&self) {
+        let mut closed = self.closed.subscribe();
+        // The sender lives as long as the journal.
+        let _ = closed.wait_for(|closed| *closed).await;
+    }
+
+    fn close(&self, inner: &mut Inner) {
+        inner.closed = true;
+        self.closed.send_replace(true);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes the file this process's alone, until it is closed. The kernel frees it however the process ends.
+fn take_lock(file: &File, path: &Path, patience: Duration) -> Result<(), JournalError> {
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if start.elapsed() < patience => std::thread::sleep(LOCK_RETRY),
+            Err(TryLockError::WouldBlock) => return Err(JournalError::Held { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => {
+                return Err(JournalError::File { path: path.to_owned(), source });
+            }
+        }
     }
 }
 
@@ -323,9 +365,74 @@ mod tests {
         let journal = Journal::open(directory.path(), "desk-1").unwrap();
         journal.record(&started()).unwrap();
         journal.record(&started()).unwrap();
+        drop(journal);
         let path = directory.path().join("desk-1.journal");
         let text = std::fs::read_to_string(&path).unwrap().replacen("\"00\"", "\"01\"", 1);
         std::fs::write(&path, text).unwrap();
         assert!(matches!(Journal::open(directory.path(), "desk-1"), Err(JournalError::Tampered { .. })));
+    }
+
+    #[test]
+    fn a_journal_has_one_writer_and_the_next_waits_until_it_has_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = Journal::open(directory.path(), "desk-1").unwrap();
+        first.record(&started()).unwrap();
+        let second = Journal::open_within(directory.path(), "desk-1", Duration::ZERO);
+        assert!(matches!(second, Err(JournalError::Held { .. })));
+        assert_eq!(first.record(&started()).unwrap(), 1, "who has it is not disturbed");
+        let going = std::thread::spawn(move || {
+            std::thread::sleep(LOCK_RETRY * 2);
+            assert_eq!(first.record(&started()).unwrap(), 2);
+        });
+        let second = Journal::open(directory.path(), "desk-1").unwrap();
+        going.join().unwrap();
+        assert_eq!(second.record(&started()).unwrap(), 3, "what the first wrote last is known");
+    }
+
+    #[test]
+    fn a_journal_is_written_at_its_end_whoever_else_wrote_to_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = Journal::open(directory.path(), "desk-1").unwrap();
+        journal.record(&started()).unwrap();
+        let path = directory.path().join("desk-1.journal");
+        let mut other = OpenOptions::new().append(true).open(&path).unwrap();
+        other.write_all(b"evidence\n").unwrap();
+        journal.record(&started()).unwrap();
+        drop(journal);
+        let bytes = std::fs::read(&path).unwrap();
+        let (lines, torn) = audit::journal::split_lines(&bytes);
+        assert_eq!((lines.len(), lines[1], torn), (3, &b"evidence"[..], None), "nothing is written over");
+        assert!(matches!(Journal::open(directory.path(), "desk-1"), Err(JournalError::Tampered { .. })));
+    }
+
+    #[test]
+    fn nobody_else_reads_a_journal_or_its_directory() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let made = directory.path().join("state").join("desk-1");
+        let _journal = Journal::open(&made, "desk-1").unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&made), 0o700);
+        assert_eq!(mode(&made.join("desk-1.journal")), 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_failed_write_closes_the_journal_and_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = Journal::open(directory.path(), "desk-1").unwrap();
+        journal.record(&started()).unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(20), journal.closed()).await;
+        assert!(early.is_err(), "nothing has failed yet");
+        let watching = tokio::spawn({
+            let journal = journal.clone();
+            async move { journal.closed().await }
+        });
+        // A file that takes no bytes, as on a full disk.
+        journal.lock().file = File::open(directory.path().join("desk-1.journal")).unwrap();
+        assert!(matches!(journal.record(&started()), Err(JournalError::File { .. })));
+        tokio::time::timeout(Duration::from_secs(10), watching).await.unwrap().unwrap();
+        journal.closed().await;
+        assert!(matches!(journal.record(&started()), Err(JournalError::Closed)));
+        assert_eq!(journal.unjoined_count(), 1, "what was not written is not shipped");
     }
 }

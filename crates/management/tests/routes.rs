@@ -1,0 +1,317 @@
+//! Every route of management and every class of caller: who is allowed, who is refused and with which word.
+//!
+//! The rows say who may; the routes are the process's own. The answers to everybody are in `permissions.golden`, so that a
+//! change of rights is read as a change of lines. After a wanted change: `TRADER_BLESS=1 cargo test -p management --test
+//! routes`, then read the difference. A route without a row fails.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+#[path = "routes/world.rs"]
+mod world;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use audit::record::Record;
+use identity::{PeerClass, SpiffeId};
+use serde_json::{Value, json};
+use testkit::denials::{Asked, Place, Sample, gaps, peer_of, send};
+use testkit::house::{House, TRUST_DOMAIN};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use wire::client::{Client, ClientError, Reached};
+use wire::http::Method;
+use wire::problem::Problem;
+use wire::server::{Connections, ServerOptions, serve};
+use wire::tls::{Peer, server_config};
+use world::{Standing, World, agent, operator};
+
+/// Whoever asks for something that members may do.
+const MEMBERS: [(&str, PeerClass, Standing); 16] = [
+    ("agent", PeerClass::Agents, Standing::Enrolled),
+    ("desk", PeerClass::Desk, Standing::Enrolled),
+    ("unit-market", PeerClass::Market, Standing::Enrolled),
+    ("unit-news", PeerClass::News, Standing::Enrolled),
+    ("unit-research", PeerClass::Research, Standing::Enrolled),
+    ("unit-ledger", PeerClass::Ledger, Standing::Enrolled),
+    ("operator", PeerClass::Operators, Standing::Unknown),
+    ("agent, stranger", PeerClass::Agents, Standing::Unknown),
+    ("agent, old epoch", PeerClass::Agents, Standing::OldEpoch),
+    ("agent, other key", PeerClass::Agents, Standing::OtherKey),
+    ("agent, revoked", PeerClass::Agents, Standing::Revoked),
+    ("agent, reinstated", PeerClass::Agents, Standing::Reinstated),
+    ("desk, old epoch", PeerClass::Desk, Standing::OldEpoch),
+    ("desk, revoked", PeerClass::Desk, Standing::Revoked),
+    ("unit-ledger, old epoch", PeerClass::Ledger, Standing::OldEpoch),
+    ("unit-ledger, revoked", PeerClass::Ledger, Standing::Revoked),
+];
+
+const UNITS: [PeerClass; 4] = [PeerClass::Market, PeerClass::News, PeerClass::Research, PeerClass::Ledger];
+
+/// A good request of one route.
+struct Row {
+    method: Method,
+    path: &'static str,
+    /// What is asked; told the proposal that waits for a second person.
+    ask: fn(&str) -> Option<Value>,
+    /// Whether this class of members may; for operators' routes, see [`OWN`].
+    may: fn(PeerClass) -> bool,
+}
+
+fn get(path: &'static str, may: fn(PeerClass) -> bool) -> Row {
+    Row { method: Method::GET, path, ask: |_| None, may }
+}
+
+fn post(path: &'static str, ask: fn(&str) -> Option<Value>, may: fn(PeerClass) -> bool) -> Row {
+    Row { method: Method::POST, path, ask, may }
+}
+
+/// Who may do what without a grant. A new route gets a line here.
+fn member_rows() -> Vec<Row> {
+    let agents_or_desk = |class| matches!(class, PeerClass::Agents | PeerClass::Desk);
+    let member = |class| matches!(class, PeerClass::Agents | PeerClass::Desk) || UNITS.contains(&class);
+    let guards = |class| class == PeerClass::Desk || UNITS.contains(&class);
+    vec![
+        post("/v1/status", |_| Some(json!({ "journal": [], "ended": null })), member),
+        get("/v1/role", member),
+        post("/v1/queue", |_| Some(json!({ "wait_ms": 0 })), agents_or_desk),
+        post("/v1/revocations", |_| Some(json!({ "acknowledged": 0, "wait_ms": 0 })), guards),
+    ]
+}
+
+/// The one thing that who was revoked may still do.
+const LAST_WORDS: &str = "/v1/status";
+/// The one thing that an operator may not do with what they proposed.
+const OWN: &str = "/v1/approvals";
+
+/// What operators may do, in an order in which all of it succeeds. A new route gets a line here.
+fn operator_rows() -> Vec<Row> {
+    let operator = |class| class == PeerClass::Operators;
+    vec![
+        get("/v1/summary", operator),
+        get("/v1/agents", operator),
+        get("/v1/grants", operator),
+        get("/v1/orders", operator),
+        get("/v1/incidents", operator),
+        get("/v1/events", operator),
+        get("/v1/proposals", operator),
+        get("/v1/equity", operator),
+        post("/v1/approvals", aim, operator),
+        post("/v1/proposals", |_| propose(&agent("agent-3")), operator),
+        post("/v1/tickets", |_| aim(agent("agent-5").as_str()), operator),
+        post("/v1/revoke/grant", |_| aim("00112233445566778899aabbccddeeff"), operator),
+        post("/v1/revoke/agent", |_| aim(agent("agent-4").as_str()), operator),
+        post("/v1/kill", |_| aim("everything"), operator),
+    ]
+}
+
+fn aim(target: &str) -> Option<Value> {
+    Some(json!({ "target": target, "reason": "test" }))
+}
+
+fn propose(target: &SpiffeId) -> Option<Value> {
+    Some(json!({ "action": "reinstate_agent", "target": target }))
+}
+
+impl World {
+    /// Sends a row's request and returns status and code, having seen that a refusal changed nothing but the journal, and
+    /// that the journal says what was decided of whom.
+    async fn ask(&self, place: &Place, row: &Row, peer: &Peer, proposal: &str) -> (u16, String) {
+        let what = format!("{} {} for {}", row.method, row.path, peer.id);
+        let (effects, before) = (self.effects(), self.records().len());
+        let asked: Asked = (String::new(), (row.ask)(proposal));
+        let (status, body) = send(&place.router, peer, &row.method, row.path, None, &asked).await;
+        let code = if status == 200 { String::new() } else { Problem::parse(status, &body).code };
+        let new: Vec<Record> = self.records().split_off(before);
+        let decided = new.first().and_then(|record| match record {
+            Record::Decision { peer, allowed, reason, .. }
+            | Record::OperatorAction { operator: peer, allowed, reason, .. } => {
+                Some((peer, *allowed, reason))
+            }
+            _ => None,
+        });
+        if status == 200 {
+            // Standing permissions that are allowed leave no decision behind, but what they did.
+            let is_operator = place.class == PeerClass::Operators;
+            assert_eq!(decided.is_some_and(|(_, allowed, _)| allowed), is_operator, "{what}: {new:?}");
+        } else {
+            assert_eq!(decided, Some((&peer.id.to_string(), false, &code)), "{what}: {new:?}");
+            assert_eq!((new.len(), self.effects()), (1, effects), "{what}: something was done: {new:?}");
+        }
+        (status, code)
+    }
+}
+
+fn missing(place: &Place, rows: &[Row]) -> Vec<String> {
+    let sample =
+        |row: &Row| Sample { method: row.method.clone(), path: row.path, ask: |_| (String::new(), None) };
+    let samples: Vec<Sample> = rows.iter().map(sample).collect();
+    let place = Place { class: place.class, table: place.table.clone(), router: place.router.clone() };
+    gaps(&[place], &samples)
+}
+
+/// What a row must be answered with: no code when it is allowed.
+fn expected(row: &Row, class: PeerClass, standing: Standing) -> &'static str {
+    match standing {
+        Standing::Enrolled if (row.may)(class) => "",
+        Standing::Enrolled => "not_permitted",
+        Standing::Unknown => "not_enrolled",
+        Standing::OldEpoch | Standing::OtherKey => "identity_not_current",
+        Standing::Revoked | Standing::Reinstated if row.path == LAST_WORDS => "",
+        Standing::Revoked | Standing::Reinstated => "agent_revoked",
+    }
+}
+
+/// Lines of the matrix: by route, then by caller.
+type Matrix = BTreeMap<usize, Vec<String>>;
+
+fn line(
+    matrix: &mut Matrix,
+    number: usize,
+    place: &Place,
+    row: &Row,
+    who: &str,
+    (status, code): &(u16, String),
+) {
+    let mut routes = place.table.iter();
+    let route = routes.find(|route| route.method == row.method && route.path == row.path).unwrap();
+    let route = format!("{:<4} {:<17} {:<16}", row.method.as_str(), row.path, route.needs.as_str());
+    let answer = if *status == 200 { "allowed" } else { code };
+    matrix.entry(number).or_default().push(format!("{route} {who:<24} {answer}"));
+}
+
+fn check(row: &Row, who: &str, answer: &(u16, String), code: &str) {
+    let status = if code.is_empty() { 200 } else { 403 };
+    assert_eq!(*answer, (status, code.to_owned()), "{} {} for {who}", row.method, row.path);
+}
+
+async fn members() -> Matrix {
+    let (house, rows, mut matrix) = (House::new(), member_rows(), Matrix::new());
+    for (who, class, standing) in MEMBERS {
+        let world = World::new();
+        let peer = peer_of(&house, class).await;
+        world.stand(&peer, standing);
+        assert_eq!(missing(&world.members, &rows), [""; 0]);
+        for (number, row) in rows.iter().enumerate() {
+            let answer = world.ask(&world.members, row, &peer, "").await;
+            check(row, who, &answer, expected(row, class, standing));
+            line(&mut matrix, number, &world.members, row, who, &answer);
+        }
+    }
+    matrix
+}
+
+async fn operators() -> Matrix {
+    let (house, rows, mut matrix) = (House::new(), operator_rows(), Matrix::new());
+    let peer = peer_of(&house, PeerClass::Operators).await;
+    for (who, proposer) in [("operator", operator("second")), ("operator, own proposal", peer.id.clone())] {
+        let world = World::new();
+        for name in ["agent-2", "agent-3", "agent-4"] {
+            world.enrol(&agent(name), 1, [1; 32]);
+        }
+        for name in ["agent-2", "agent-3"] {
+            world.control.revoke_agent(&agent(name), operator("second").as_str(), "test").unwrap();
+        }
+        let target = agent("agent-2").to_string();
+        let proposal = world.control.propose("reinstate_agent", &target, proposer.as_str()).unwrap();
+        assert_eq!(missing(&world.operators, &rows), [""; 0]);
+        for (number, row) in rows.iter().enumerate() {
+            let answer = world.ask(&world.operators, row, &peer, &proposal.id).await;
+            let own = row.path == OWN && proposer == peer.id;
+            assert!((row.may)(peer.class), "operators' routes are for operators");
+            check(row, who, &answer, if own { "forbidden" } else { "" });
+            line(&mut matrix, number, &world.operators, row, who, &answer);
+        }
+        assert_eq!(world.control.open_proposal(&proposal.id).is_some(), proposer == peer.id);
+    }
+    matrix
+}
+
+/// Whom the operators' listener lets in, by real handshakes: the routes behind it know operators only.
+async fn doors() -> Vec<String> {
+    let (house, world) = (House::new(), World::new());
+    let here = house.identity(&SpiffeId::management(TRUST_DOMAIN).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = watch::channel(false);
+    let tls = server_config(&here, PeerClass::Operators).unwrap();
+    let (router, options) = (world.operators.router.clone(), ServerOptions::default());
+    let serving = tokio::spawn(serve(listener, tls, router, options, Connections::new(), stopped));
+    let mut lines = Vec::new();
+    for class in PeerClass::ALL {
+        let identity = house.identity(&peer_of(&house, class).await.id);
+        let client = Client::new(identity, PeerClass::Management, None, address).unwrap();
+        let called = client.call(Method::GET, "/v1/summary", &[], None, Duration::from_secs(10)).await;
+        let answer = match called {
+            Ok(reply) => reply.status.to_string(),
+            Err(error) => {
+                assert!(!matches!(error, ClientError::Timeout { .. }), "{class}: {error}");
+                assert_ne!(error.reached(), Reached::Yes, "{class}: {error}");
+                "no connection".to_owned()
+            }
+        };
+        assert_eq!(answer == "200", class == PeerClass::Operators, "{class}: {answer}");
+        lines.push(format!("{class:<11} {answer}"));
+    }
+    assert_eq!(world.records().len(), 1, "nobody but the operator got as far as a decision");
+    stop.send(true).unwrap();
+    serving.await.unwrap();
+    lines
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everybody_is_answered_as_the_reviewed_matrix_says() {
+    let mut found = String::from("# What management answers to whom. All that is not listed has no route.\n");
+    found.push_str("# Route, right, who asks, answer; a refusal is a 403 with this word.\n");
+    for (title, matrix) in [("members", members().await), ("operators", operators().await)] {
+        let _ = writeln!(found, "\n# {title}");
+        matrix.values().flatten().for_each(|line| _ = writeln!(found, "{line}"));
+    }
+    found.push_str("\n# whom the operators' listener lets in\n");
+    doors().await.iter().for_each(|line| _ = writeln!(found, "{line}"));
+    if std::env::var_os("TRADER_BLESS").is_some() {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/permissions.golden"), &found).unwrap();
+        return;
+    }
+    let reviewed = include_str!("permissions.golden");
+    let new: Vec<_> = found.lines().filter(|line| !reviewed.lines().any(|old| old == *line)).collect();
+    let gone: Vec<_> = reviewed.lines().filter(|line| !found.lines().any(|new| new == *line)).collect();
+    assert!(
+        found == reviewed,
+        "management answers otherwise than tests/permissions.golden\nnew: {new:#?}\ngone: {gone:#?}"
+    );
+}
+
+#[test]
+fn an_agent_has_exactly_three_standing_permissions() {
+    let may = |class| -> Vec<&str> {
+        member_rows().iter().filter(|row| (row.may)(class)).map(|row| row.path).collect()
+    };
+    assert_eq!(may(PeerClass::Agents), ["/v1/status", "/v1/role", "/v1/queue"]);
+    assert_eq!(may(PeerClass::Desk), ["/v1/status", "/v1/role", "/v1/queue", "/v1/revocations"]);
+    for unit in UNITS {
+        assert_eq!(may(unit), ["/v1/status", "/v1/role", "/v1/revocations"]);
+    }
+    for nobody in [PeerClass::Operators, PeerClass::Management] {
+        assert!(may(nobody).is_empty());
+    }
+}
+
+#[test]
+fn a_route_without_a_row_is_noticed_and_so_is_a_row_without_a_route() {
+    let world = World::new();
+    for (place, rows) in [(&world.members, member_rows()), (&world.operators, operator_rows())] {
+        let mut rows = rows;
+        let taken = rows.pop().unwrap();
+        rows.push(get("/v1/gone", |_| true));
+        let route = format!("the route {} {} has no sample", taken.method, taken.path);
+        assert_eq!(
+            missing(place, &rows),
+            [
+                format!("{route}: add one to the table of samples"),
+                "there is no route GET /v1/gone: take its sample away".to_owned(),
+            ]
+        );
+    }
+}

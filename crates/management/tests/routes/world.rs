@@ -1,0 +1,187 @@
+//! Management in a directory of its own: real keys, real policies, a plan of one step, and the routes of the process.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use access::revocation::RevocationLog;
+use audit::log::Log;
+use audit::record::Record;
+use identity::{PeerClass, SpiffeId, TicketBook};
+use keys::Digest;
+use management::bootstrap;
+use management::control::Control;
+use management::database::Database;
+use management::joiner::Joiner;
+use management::log_files::LogFiles;
+use management::plan::{Plan, PortfolioPlan, PortfolioStep, Step};
+use management::registry::{Member, Registry};
+use management::response::{ApprovedModules, Watch};
+use management::routes::{Shared, member_routes, operator_routes};
+use management::run::{NAME, load_policy, log_origin};
+use management::schedule::Schedule;
+use management::state::State;
+use sentinel::{Playbook, Playbooks, Sentinel};
+use serde_json::json;
+use testkit::denials::Place;
+use testkit::house::TRUST_DOMAIN;
+use wire::journal::{Journal, read_entries, unix_ms};
+use wire::layout::Layout;
+use wire::server::Connections;
+use wire::tls::Peer;
+
+/// How management knows whoever asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Enrolled,
+    Unknown,
+    OldEpoch,
+    OtherKey,
+    Revoked,
+    /// Two people let it go on, and it has not enrolled anew.
+    Reinstated,
+}
+
+pub(crate) fn agent(name: &str) -> SpiffeId {
+    SpiffeId::agent(TRUST_DOMAIN, name).unwrap()
+}
+
+pub(crate) fn operator(name: &str) -> SpiffeId {
+    SpiffeId::operator(TRUST_DOMAIN, name).unwrap()
+}
+
+fn plan() -> Plan {
+    let name = || "core".to_owned();
+    let portfolio = PortfolioPlan {
+        name: name(),
+        source: "sample".into(),
+        symbols: vec!["AAPL".into()],
+        cash: 1_000_000_000_000,
+        start: "2005-03-16".into(),
+        cost_bps: 6,
+        construction: json!({}),
+        order_max_bps: 1_000,
+    };
+    let part = PortfolioStep { portfolio: name(), after: None, rebalance: true, report: true };
+    let step = Step { day: "2005-03-16".into(), days: 1, portfolios: vec![part] };
+    Plan { seed: 7, days_per_second: None, portfolios: vec![portfolio], steps: vec![step] }
+}
+
+fn policies() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policies")
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+fn watch(layout: &Layout) -> Watch {
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    let thresholds = sentinel::Config::parse(&read(&policies().join("sentinel.toml"))).unwrap();
+    let books = std::fs::read_dir(policies().join("playbooks")).unwrap();
+    let books = books.map(|entry| Playbook::parse(&read(&entry.unwrap().path())).unwrap());
+    let (_, bundle) = bootstrap::bundle(layout).unwrap();
+    Watch::new(
+        Sentinel::new(thresholds),
+        Playbooks::new(books.collect::<Vec<_>>()).unwrap(),
+        ApprovedModules::new(layout, &bundle),
+    )
+}
+
+/// Management in a directory of its own, with the routes that its process serves.
+pub(crate) struct World {
+    pub(crate) control: Arc<Control>,
+    pub(crate) members: Place,
+    pub(crate) operators: Place,
+    pub(crate) layout: Layout,
+    _directory: tempfile::TempDir,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(&directory.path().join("state"));
+        bootstrap::create(&layout).unwrap();
+        copy(&policies(), &layout.config().join("policies"));
+        let journal = Journal::open(&layout.journal(NAME), NAME).unwrap();
+        let state = State {
+            schedule: Schedule::new(plan(), 0, Vec::new()),
+            registry: Registry::default(),
+            tickets: TicketBook::default(),
+            revocations: RevocationLog::new(),
+            incidents: BTreeMap::new(),
+            proposals: BTreeMap::new(),
+            equity: BTreeMap::new(),
+            not_before: None,
+            ended: false,
+        };
+        let authorities = bootstrap::authorities(&layout).unwrap();
+        let origin = log_origin(&authorities.trust_domain);
+        let control = Arc::new(Control::new(
+            state,
+            load_policy(&layout).unwrap(),
+            authorities,
+            journal.clone(),
+            Database::open(&layout.process(NAME).join("management.db")).unwrap(),
+            Connections::new(),
+            layout.kill_latch(),
+        ));
+        let files = LogFiles::open(&layout.log()).unwrap();
+        let log = Log::open(files, &origin, bootstrap::log_key(&layout).unwrap()).unwrap();
+        let joiner = Joiner::start(log, control.clone(), watch(&layout)).unwrap();
+        let shared = Arc::new(Shared { control: control.clone(), joiner });
+        let place = |class, routes: wire::guard::Routes<Shared>| Place {
+            class,
+            table: routes.table().to_vec(),
+            router: routes.into_router(),
+        };
+        let members = place(PeerClass::Agents, member_routes(shared.clone(), journal.clone()));
+        let operators = place(PeerClass::Operators, operator_routes(shared, journal));
+        Self { control, members, operators, layout, _directory: directory }
+    }
+
+    /// Puts a member into the registry under an epoch and a key, as enrolling does.
+    pub(crate) fn enrol(&self, id: &SpiffeId, epoch: u32, key: [u8; 32]) {
+        let (id, key) = (id.clone(), keys::to_hex(&key));
+        let expires = unix_ms() / 1_000 + 3_600;
+        let member = Member { id, epoch, key, expires, revoked_through: None, quarantined: false };
+        self.control.state().registry.put(member);
+    }
+
+    pub(crate) fn stand(&self, peer: &Peer, standing: Standing) {
+        let (id, owner) = (&peer.id, operator("owner").to_string());
+        match standing {
+            Standing::Unknown => return,
+            Standing::OldEpoch => return self.enrol(id, peer.epoch + 1, peer.key),
+            Standing::OtherKey => return self.enrol(id, peer.epoch, [7; 32]),
+            Standing::Enrolled | Standing::Revoked | Standing::Reinstated => {}
+        }
+        self.enrol(id, peer.epoch, peer.key);
+        if standing != Standing::Enrolled {
+            self.control.revoke_agent(id, &owner, "test").unwrap();
+        }
+        if standing == Standing::Reinstated {
+            let proposal = self.control.propose("reinstate_agent", id.as_str(), &owner).unwrap();
+            self.control.approve(&proposal.id, operator("second").as_str()).unwrap();
+        }
+    }
+
+    pub(crate) fn records(&self) -> Vec<Record> {
+        let entries = read_entries(&self.layout.journal(NAME), NAME).unwrap();
+        entries.into_iter().map(|entry| entry.record).collect()
+    }
+
+    /// Whatever a handler changes: the database, the latch, and the guards that are known.
+    pub(crate) fn effects(&self) -> Digest {
+        let file = |name| std::fs::read(self.layout.process(NAME).join(name)).unwrap_or_default();
+        let guards = self.control.state().revocations.settled(0, 0).acknowledged.join(",");
+        let latch = [u8::from(self.layout.kill_latch().exists())];
+        Digest::of_parts(&[&file("management.db"), &file("management.db-wal"), guards.as_bytes(), &latch])
+    }
+}
