@@ -240,7 +240,9 @@ impl Projection {
             Record::GrantIssued { .. } => counts.grants_issued += 1,
             Record::GrantDenied { .. } => counts.grants_denied += 1,
             Record::Decision { allowed: false, .. } => counts.grants_denied += 1,
-            Record::Revoked { by, .. } if by != SCHEDULER => counts.revocations += 1,
+            Record::Revoked { revoked, by, .. } if by != SCHEDULER && revoked != "task" => {
+                counts.revocations += 1;
+            }
             Record::TaskEnded { outcome, .. } if outcome == "done" => counts.tasks_done += 1,
             Record::TaskEnded { outcome, .. } if outcome != "cancelled" => counts.tasks_lost += 1,
             Record::IncidentOpened { .. } => counts.incidents += 1,
@@ -267,7 +269,7 @@ impl Projection {
             "everything" => true,
             _ => false,
         };
-        let status = if by == SCHEDULER { "ended" } else { "revoked" };
+        let status = if by == SCHEDULER || kind == "task" { "ended" } else { "revoked" };
         for grant in self.grants.iter_mut().filter(|grant| grant.status == "active" && struck(grant)) {
             status.clone_into(&mut grant.status);
         }
@@ -315,7 +317,7 @@ fn notable(record: &Record) -> Option<String> {
         Record::GrantDenied { task, holder, reason, .. } => {
             format!("no grant for {holder} on {task}: {reason}")
         }
-        Record::Revoked { revoked, id, by, reason, .. } if by != SCHEDULER => {
+        Record::Revoked { revoked, id, by, reason, .. } if by != SCHEDULER && revoked != "task" => {
             format!("revoked {revoked} {id} by {by}: {reason}")
         }
         Record::IncidentOpened { rule, subject, expected, seen, .. } => {

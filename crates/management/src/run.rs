@@ -186,6 +186,7 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
     let joiner = Joiner::start(log, control.clone(), watcher)?;
     let shared = Arc::new(Shared { control: control.clone(), joiner: joiner.clone() });
 
+    let closed = journal.clone();
     let mut servers = tokio::task::JoinSet::new();
     for (class, address) in &topology.management {
         let Some(class) = PeerClass::parse(class) else {
@@ -209,8 +210,11 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
     servers.spawn(serve(listener, enrolment, router, ServerOptions::default(), connections, stop.clone()));
     servers.spawn(join_own(journal, joiner, stop.clone()));
     servers.spawn(sweep(control, stop));
-    while servers.join_next().await.is_some() {}
-    Ok(())
+    tokio::select! {
+        () = async { while servers.join_next().await.is_some() {} } => Ok(()),
+        // What cannot be recorded is not decided; starting again is the one way to find out whether it can be by now.
+        () = closed.closed() => Err(wire::journal::JournalError::Closed.into()),
+    }
 }
 
 /// The log's name, for ever: it stands in every checkpoint.

@@ -261,7 +261,7 @@ impl Schedule {
             }
             task.state = TaskState::Ready;
             if task.attempt >= ATTEMPTS_MAX {
-                self.halted = Some(format!("task {} was tried {ATTEMPTS_MAX} times", task.id));
+                self.halted = Some(format!("task {} failed {ATTEMPTS_MAX} times", task.id));
             }
         }
         all

@@ -67,7 +67,9 @@ impl RunSummary {
         // Until the run has ended some portfolios were never reported on, and a sum over the others would mislead.
         let benchmark_end: Option<i64> = summary
             .ended
-            .then(|| summary.reports.values().filter_map(|report| number(report, "benchmark_end")).sum());
+            .then_some(!summary.reports.is_empty())
+            .filter(|reported| *reported)
+            .map(|_| summary.reports.values().filter_map(|report| number(report, "benchmark_end")).sum());
         let counts = &summary.counts;
         Ok(Self {
             days: counts.days,

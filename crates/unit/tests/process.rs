@@ -182,7 +182,9 @@ async fn a_unit_serves_ships_its_journal_and_stops_allowing_when_everything_is_k
     // An agent has no business at the desk's listener, whatever it shows.
     let wrong = Client::new(agent_identity, PeerClass::Market, None, desk).unwrap();
     let refused = wrong.call_json::<(), Value>(Method::GET, path, &headers, None, PATIENCE).await;
-    assert!(matches!(refused, Err(ClientError::Handshake { .. })), "{refused:?}");
+    // In TLS 1.3 the refusal may come when the client already takes the handshake for done: the connection breaks then.
+    let unanswered = matches!(refused, Err(ClientError::Handshake { .. } | ClientError::Lost { .. }));
+    assert!(unanswered, "{refused:?}");
 
     management.killed.store(true, Ordering::SeqCst);
     until("the acknowledgement", || management.acknowledged.load(Ordering::SeqCst) == 1).await;
