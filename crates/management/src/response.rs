@@ -20,6 +20,9 @@ pub struct ApprovedModules {
     keys: Vec<VerifyingKey>,
     threshold: usize,
     known: BTreeSet<String>,
+    /// Where the digests that were ever approved are kept: what ran before is judged by the release that it ran under, also
+    /// when today's manifest is not to be believed.
+    kept: PathBuf,
 }
 
 impl ApprovedModules {
@@ -28,7 +31,9 @@ impl ApprovedModules {
     pub fn new(layout: &Layout, bundle: &Bundle) -> Self {
         let keys = bundle.release_keys.iter().filter_map(|key| VerifyingKey::from_hex(key).ok()).collect();
         let threshold = bundle.release_threshold as usize;
-        Self { manifest: layout.modules().join("manifest.json"), keys, threshold, known: BTreeSet::new() }
+        let kept = layout.process("management").join("approved-modules.json");
+        let known = read_json(&kept).unwrap_or_default();
+        Self { manifest: layout.modules().join("manifest.json"), keys, threshold, known, kept }
     }
 
     /// Digests that are approved now and were not known before; none when the manifest is not properly signed.
@@ -37,11 +42,16 @@ impl ApprovedModules {
         let Some(Ok(release)) = signed.map(|signed| signed.verify(&self.keys, self.threshold, 0)) else {
             return Vec::new();
         };
-        release
+        let new: Vec<String> = release
             .digests()
             .filter(|digest| self.known.insert((*digest).to_owned()))
             .map(str::to_owned)
-            .collect()
+            .collect();
+        let kept = serde_json::to_vec(&self.known).unwrap_or_default();
+        if let Err(error) = wire::files::write_private_atomic(&self.kept, &kept) {
+            tracing::error!(%error, "the digests of approved modules could not be kept");
+        }
+        new
     }
 }
 
@@ -57,7 +67,8 @@ pub struct Watch {
 impl Watch {
     /// Puts the sentinel at its post.
     #[must_use]
-    pub fn new(sentinel: Sentinel, playbooks: Playbooks, modules: ApprovedModules) -> Self {
+    pub fn new(mut sentinel: Sentinel, playbooks: Playbooks, modules: ApprovedModules) -> Self {
+        modules.known.iter().for_each(|digest| sentinel.approve_module(digest));
         Self { sentinel, playbooks, modules, unanswered: BTreeMap::new() }
     }
 
