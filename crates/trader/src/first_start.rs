@@ -223,6 +223,8 @@ fn all_free(topology: &Topology) -> bool {
         .all(|at| TcpListener::bind(at).is_ok())
 }
 
+/// More stocks than this need more orders than `policies/grants.cedar` allows one task: two for each stock.
+const STOCKS_MAX: usize = 100;
 /// Fewer stocks than this cannot be ranked.
 const STOCKS_MIN: usize = 3;
 /// A portfolio is small below this many stocks, and may then hold more of each.
@@ -266,6 +268,14 @@ fn plan(layout: &Layout, request: &RunRequest) -> Result<Plan, Failure> {
             continue;
         };
         let whole = market::import::read(&source.slice(None, last)).map_err(Failure::refused)?;
+        if whole.series.len() > STOCKS_MAX {
+            return Err(Failure::refused(format!(
+                "{} has {} symbols; a portfolio may have {STOCKS_MAX}: policy grants no task more orders than that many \
+                 stocks need. Import a file with fewer",
+                source.name(),
+                whole.series.len()
+            )));
+        }
         if whole.series.len() < STOCKS_MIN {
             say(&format!(
                 "{} has {} symbols; the model ranks {STOCKS_MIN} or more, so nothing is bought",
