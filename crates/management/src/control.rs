@@ -387,6 +387,16 @@ impl Control {
         }
     }
 
+    /// Goes on from what was stored: a step whose last task was done when management died is over, and so may be the run.
+    ///
+    /// # Errors
+    /// When that cannot be recorded.
+    pub fn resume(&self) -> Result<(), ControlError> {
+        let mut state = self.state();
+        self.advance(&mut state)?;
+        self.save_progress(&state)
+    }
+
     fn advance(&self, state: &mut State) -> Result<(), ControlError> {
         let days = state.schedule.plan().steps.get(state.schedule.step()).map_or(0, |step| step.days);
         if state.schedule.advance() {

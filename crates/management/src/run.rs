@@ -178,6 +178,7 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
     if first_start {
         control.announce_tasks(&control.state()).map_err(BootstrapError::from)?;
     }
+    control.resume().map_err(BootstrapError::from)?;
     watcher.catch_up(&control);
     if latched_only {
         // Stopped by the latch file while management was gone: the guards must hear of it as well.
