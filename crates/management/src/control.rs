@@ -1,7 +1,7 @@
 //! The one place where management decides: who is a member, who gets which task with which grants, what is revoked.
 //!
 //! Everything that changes goes through [`Control`], in the order: decide, journal, store, then let it be seen. The lock is
-//! held for the whole of a decision, so that two decisions never overlap.
+//! held for the whole of a decision, so that two decisions never overlap; what one decision stores becomes true at once.
 //!
 //! INVARIANT: a grant leaves only after policy allowed it, the journal has it on disk, and its task is with its holder.
 
@@ -22,7 +22,7 @@ use wire::server::Connections;
 use wire::tls::Peer;
 
 use crate::cases::{Incident, Proposal, RevocationProof};
-use crate::database::{Database, DatabaseError, Table};
+use crate::database::{Database, DatabaseError, Table, Writes};
 use crate::needs::{self, GRANT_LIFETIME_S, Need};
 use crate::projection::Projection;
 use crate::registry::Member;
@@ -240,7 +240,9 @@ impl Control {
             }
         }
         state.schedule.note_grants(&task.id, grants.iter().map(|grant| grant.id.clone()).collect());
-        self.save_progress(state)?;
+        let mut writes = Writes::default();
+        put_progress(state, &mut writes)?;
+        self.store(&writes);
         Ok(QueueReply { task: Some(task), grants, lease_ms: u64::try_from(TASK_LEASE_MS).unwrap_or(0) })
     }
 
@@ -346,31 +348,36 @@ impl Control {
             outcome: outcome.into(),
             detail: end.detail.clone(),
         })?;
-        // Journalled: from here on it is so.
+        // Journalled: from here on it is so. What follows from it is stored as one: a management that died before has the
+        // task still with its holder, who says again how it ended; one that died after has the step that comes next.
+        let mut writes = Writes::default();
         if end.done {
             state.schedule.done(&end.task, &holder, end.attempt);
             if peer.class == PeerClass::Desk {
                 self.note_equity(&mut state, end);
             }
-            // Stored before its grants are struck: a task that ended is never handed out again, whatever happens between.
-            self.save_progress(&state)?;
-            let until = unix_ms() / 1_000 + GRANT_LIFETIME_S;
-            self.strike(&mut state, RevocationKind::Task, &end.task, Some(until), SCHEDULER, "task ended")?;
+            let struck = Struck::task(&end.task, SCHEDULER, "task ended");
+            self.strike(&mut state, &mut writes, &struck)?;
             self.advance(&mut state)?;
         } else if let Some(lost) = state.schedule.give_back(&end.task, &holder, end.attempt) {
-            self.strike_grants(&mut state, &lost)?;
+            self.strike_grants(&mut state, &mut writes, &lost)?;
         }
-        self.save_progress(&state)?;
+        put_progress(&state, &mut writes)?;
+        self.store(&writes);
         drop(state);
         self.queue_tick();
         Ok(())
     }
 
     /// The grants of an attempt that is over die with it.
-    fn strike_grants(&self, state: &mut State, lost: &crate::schedule::Lost) -> Result<(), ControlError> {
-        let until = unix_ms() / 1_000 + GRANT_LIFETIME_S;
+    fn strike_grants(
+        &self,
+        state: &mut State,
+        writes: &mut Writes,
+        lost: &crate::schedule::Lost,
+    ) -> Result<(), ControlError> {
         for grant in &lost.grants {
-            self.strike(state, RevocationKind::Grant, grant, Some(until), SCHEDULER, "its attempt is over")?;
+            self.strike(state, writes, &Struck::grant(grant, SCHEDULER, "its attempt is over"))?;
         }
         Ok(())
     }
@@ -385,16 +392,6 @@ impl Control {
                 state.equity.insert(portfolio.clone(), value);
             }
         }
-    }
-
-    /// Goes on from what was stored: a step whose last task was done when management died is over, and so may be the run.
-    ///
-    /// # Errors
-    /// When that cannot be recorded.
-    pub fn resume(&self) -> Result<(), ControlError> {
-        let mut state = self.state();
-        self.advance(&mut state)?;
-        self.save_progress(&state)
     }
 
     fn advance(&self, state: &mut State) -> Result<(), ControlError> {
@@ -434,6 +431,7 @@ impl Control {
         why: &str,
     ) -> Result<(), ControlError> {
         let lost = lose(&mut state.schedule);
+        let mut writes = Writes::default();
         for lost in &lost {
             self.journal.record_durably(&Record::TaskEnded {
                 task: lost.task.clone(),
@@ -441,10 +439,11 @@ impl Control {
                 outcome: "lost".into(),
                 detail: why.into(),
             })?;
-            self.strike_grants(state, lost)?;
+            self.strike_grants(state, &mut writes, lost)?;
         }
         if !lost.is_empty() {
-            self.save_progress(state)?;
+            put_progress(state, &mut writes)?;
+            self.store(&writes);
             self.queue_tick();
         }
         Ok(())
@@ -475,24 +474,28 @@ impl Control {
             outcome: "cancelled".into(),
             detail: reason.into(),
         })?;
-        let until = unix_ms() / 1_000 + GRANT_LIFETIME_S;
-        self.strike(&mut state, RevocationKind::Task, task, Some(until), "sentinel", reason)?;
+        let mut writes = Writes::default();
+        self.strike(&mut state, &mut writes, &Struck::task(task, "sentinel", reason))?;
         self.advance(&mut state)?;
-        self.save_progress(&state)?;
+        put_progress(&state, &mut writes)?;
+        self.store(&writes);
         drop(state);
         self.queue_tick();
         Ok(())
     }
 
-    fn save_progress(&self, state: &State) -> Result<(), ControlError> {
-        let progress = Progress {
-            step: state.schedule.step(),
-            tasks: state.schedule.tasks().cloned().collect(),
-            equity: state.equity.clone(),
-            ended: state.ended,
-        };
-        self.database.put(Table::Tasks, "progress", &progress)?;
-        Ok(())
+    /// Stores what a decision changed, and tells the guards.
+    ///
+    /// What is in memory is ahead of the disk until then: when it cannot be stored, going on would leave a gap that no
+    /// restart could mend. Stopping closes every guard within its lease; the supervisor starts management again.
+    fn store(&self, writes: &Writes) {
+        if let Err(error) = self.database.commit(writes) {
+            tracing::error!(%error, "a decision could not be stored; management stops");
+            std::process::abort();
+        }
+        if writes.touches(Table::Revocations) {
+            self.feed_tick();
+        }
     }
 
     // Revocation.
@@ -516,32 +519,27 @@ impl Control {
         Ok(self.state().revocations.entries_after(acknowledged, unix_ms() / 1_000))
     }
 
-    /// Strikes something: journalled and stored before any guard hears of it.
+    /// Strikes something: journalled here, stored with the rest of the decision, before any guard hears of it.
     fn strike(
         &self,
         state: &mut State,
-        kind: RevocationKind,
-        id: &str,
-        until: Option<i64>,
-        by: &str,
-        reason: &str,
+        writes: &mut Writes,
+        struck: &Struck<'_>,
     ) -> Result<u64, ControlError> {
-        let entry: Revocation = state.revocations.append(kind, id, until)?;
-        self.journal.record_durably(&Record::Revoked {
+        let entry: Revocation = state.revocations.append(struck.kind, struck.id, struck.until)?;
+        let recorded = self.journal.record_durably(&Record::Revoked {
             revision: entry.revision,
-            revoked: kind.to_string(),
-            id: id.to_owned(),
-            by: by.to_owned(),
-            reason: reason.to_owned(),
-        })?;
-        if let Err(error) = self.database.put(Table::Revocations, &format!("{:020}", entry.revision), &entry)
-        {
-            // The log in memory is ahead of the one on disk: going on would leave a gap that no restart could mend.
-            // Stopping closes every guard within its lease; the supervisor starts management again.
-            tracing::error!(%error, "a revocation could not be stored; management stops");
+            revoked: struck.kind.to_string(),
+            id: struck.id.to_owned(),
+            by: struck.by.to_owned(),
+            reason: struck.reason.to_owned(),
+        });
+        if let Err(error) = recorded {
+            // The log in memory is ahead of the journal, and a guard might hear of it: as in `store`.
+            tracing::error!(%error, "a revocation could not be journalled; management stops");
             std::process::abort();
         }
-        self.feed_tick();
+        put_revocation(&entry, writes)?;
         Ok(entry.revision)
     }
 
@@ -580,8 +578,11 @@ impl Control {
     /// # Errors
     /// When it is no grant's identifier, or cannot be recorded.
     pub fn revoke_grant(&self, grant: &str, by: &str, reason: &str) -> Result<u64, ControlError> {
-        let until = unix_ms() / 1_000 + GRANT_LIFETIME_S;
-        self.strike(&mut self.state(), RevocationKind::Grant, grant, Some(until), by, reason)
+        let mut state = self.state();
+        let mut writes = Writes::default();
+        let revision = self.strike(&mut state, &mut writes, &Struck::grant(grant, by, reason))?;
+        self.store(&writes);
+        Ok(revision)
     }
 
     /// Revokes an agent's identity, cuts its connections, gives its tasks to others and withholds new ones.
@@ -594,12 +595,15 @@ impl Control {
             return Err(refused("no_such_agent", format!("nobody enrolled as {agent}")));
         };
         let struck = format!("{agent}#{}", member.epoch);
-        let revision = self.strike(&mut state, RevocationKind::Agent, &struck, None, by, reason)?;
+        let struck = Struck { kind: RevocationKind::Agent, id: &struck, until: None, by, reason };
+        let mut writes = Writes::default();
+        let revision = self.strike(&mut state, &mut writes, &struck)?;
         member.revoked_through = Some(member.epoch);
         member.quarantined = true;
         self.journal
             .record_durably(&Record::Quarantined { agent: agent.to_string(), reason: reason.into() })?;
-        self.put_member(&mut state, member)?;
+        put_member(&mut state, &mut writes, member)?;
+        self.store(&writes);
         let holder = agent.to_string();
         self.record_lost(&mut state, |schedule| schedule.release(&holder), reason)?;
         drop(state);
@@ -624,15 +628,19 @@ impl Control {
             // Stopping waits for no bookkeeping: the guards are told all the same.
             tracing::error!(%error, "the stop could not be journalled; it is sent all the same");
             let entry = state.revocations.append(RevocationKind::Everything, "everything", None)?;
-            if let Err(error) =
-                self.database.put(Table::Revocations, &format!("{:020}", entry.revision), &entry)
-            {
+            let mut writes = Writes::default();
+            put_revocation(&entry, &mut writes)?;
+            if let Err(error) = self.database.commit(&writes) {
                 tracing::error!(%error, "the stop could not be stored; the latch file keeps it");
             }
             self.feed_tick();
             return Ok(entry.revision);
         }
-        self.strike(&mut state, RevocationKind::Everything, "everything", None, by, reason)
+        let struck = Struck { kind: RevocationKind::Everything, id: "everything", until: None, by, reason };
+        let mut writes = Writes::default();
+        let revision = self.strike(&mut state, &mut writes, &struck)?;
+        self.store(&writes);
+        Ok(revision)
     }
 
     // Enabling: takes two people.
@@ -665,7 +673,9 @@ impl Control {
                 return Err(refused("no_such_action", "only reinstate_agent and clear_kill take two people"));
             }
         }
-        self.database.put(Table::Proposals, &proposal.id, &proposal)?;
+        let mut writes = Writes::default();
+        writes.put(Table::Proposals, &proposal.id, &proposal)?;
+        self.store(&writes);
         state.proposals.insert(proposal.id.clone(), proposal.clone());
         Ok(proposal)
     }
@@ -710,43 +720,40 @@ impl Control {
             asked_by: proposal.proposer.clone(),
             approved_by: approver.into(),
         })?;
+        let mut writes = Writes::default();
         match proposal.action.as_str() {
             "reinstate_agent" => {
                 let member = proposal.target.parse().ok().and_then(|id| state.registry.get(&id).cloned());
                 if let Some(mut member) = member {
                     member.quarantined = false;
-                    self.put_member(&mut state, member)?;
+                    put_member(&mut state, &mut writes, member)?;
                 }
-                let subject = proposal.target.clone();
-                let closed: Vec<Incident> = state
-                    .incidents
-                    .values_mut()
-                    .filter(|incident| incident.open && incident.subject == subject)
-                    .map(|incident| {
+                for incident in state.incidents.values_mut() {
+                    if incident.open && incident.subject == proposal.target {
                         incident.open = false;
-                        incident.clone()
-                    })
-                    .collect();
-                for incident in closed {
-                    self.database.put(Table::Incidents, &incident.id, &incident)?;
+                        writes.put(Table::Incidents, &incident.id, incident)?;
+                    }
                 }
             }
             _ => {
                 let cleared = proposal.revision.to_string();
-                self.strike(
-                    &mut state,
-                    RevocationKind::Clearance,
-                    &cleared,
-                    None,
-                    approver,
-                    "cleared by two people",
-                )?;
-                let _ = std::fs::remove_file(&self.kill_latch);
-                state.schedule.resume();
+                let struck = Struck {
+                    kind: RevocationKind::Clearance,
+                    id: &cleared,
+                    until: None,
+                    by: approver,
+                    reason: "cleared by two people",
+                };
+                self.strike(&mut state, &mut writes, &struck)?;
             }
         }
         proposal.done = true;
-        self.database.put(Table::Proposals, &proposal.id, &proposal)?;
+        writes.put(Table::Proposals, &proposal.id, &proposal)?;
+        self.store(&writes);
+        if proposal.action == "clear_kill" {
+            let _ = std::fs::remove_file(&self.kill_latch);
+            state.schedule.resume();
+        }
         state.proposals.insert(proposal.id.clone(), proposal.clone());
         drop(state);
         self.queue_tick();
@@ -779,7 +786,9 @@ impl Control {
             .tickets
             .create(id, &secret, now, identity::ticket::TICKET_TTL_S)
             .map_err(|error| refused("no_ticket", error.to_string()))?;
-        self.database.put(Table::Tickets, "book", &state.tickets)?;
+        let mut writes = Writes::default();
+        writes.put(Table::Tickets, "book", &state.tickets)?;
+        self.store(&writes);
         Ok(identity::Ticket::new(secret, self.authorities.root))
     }
 
@@ -797,7 +806,10 @@ impl Control {
         let mut state = self.state();
         let now = unix_ms() / 1_000;
         let redeemed = state.tickets.redeem(secret, id, now);
-        self.database.put(Table::Tickets, "book", &state.tickets)?;
+        let mut writes = Writes::default();
+        writes.put(Table::Tickets, "book", &state.tickets)?;
+        // Used is used, whatever comes of it.
+        self.store(&writes);
         let quarantined = state.registry.get(id).is_some_and(|member| member.quarantined);
         let entry = match redeemed {
             Ok(entry) if !quarantined => entry,
@@ -826,19 +838,15 @@ impl Control {
             key,
             expires: now + ttl_s,
         })?;
-        self.put_member(&mut state, member)?;
+        let mut writes = Writes::default();
+        put_member(&mut state, &mut writes, member)?;
+        self.store(&writes);
         Ok(certificate)
     }
 
     fn refuse_enrolment<T>(&self, reason: &str) -> Result<T, ControlError> {
         self.journal.record_durably(&Record::EnrolmentRefused { reason: reason.into() })?;
         Err(refused("enrolment_refused", "the ticket is not good for this identity"))
-    }
-
-    fn put_member(&self, state: &mut State, member: Member) -> Result<(), ControlError> {
-        self.database.put(Table::Members, member.id.as_str(), &member)?;
-        state.registry.put(member);
-        Ok(())
     }
 
     // Incidents.
@@ -856,10 +864,53 @@ impl Control {
             seen: incident.seen.clone(),
             response: incident.response.clone(),
         })?;
-        self.database.put(Table::Incidents, &incident.id, &incident)?;
+        let mut writes = Writes::default();
+        writes.put(Table::Incidents, &incident.id, &incident)?;
+        self.store(&writes);
         self.state().incidents.insert(incident.id.clone(), incident);
         Ok(())
     }
+}
+
+/// What is struck, by whom and why.
+struct Struck<'a> {
+    kind: RevocationKind,
+    id: &'a str,
+    /// When it may be forgotten, since nothing of it can be good any more; seconds since the Unix epoch.
+    until: Option<i64>,
+    by: &'a str,
+    reason: &'a str,
+}
+
+impl<'a> Struck<'a> {
+    fn grant(id: &'a str, by: &'a str, reason: &'a str) -> Self {
+        let until = Some(unix_ms() / 1_000 + GRANT_LIFETIME_S);
+        Self { kind: RevocationKind::Grant, id, until, by, reason }
+    }
+
+    fn task(id: &'a str, by: &'a str, reason: &'a str) -> Self {
+        Self { kind: RevocationKind::Task, ..Self::grant(id, by, reason) }
+    }
+}
+
+fn put_revocation(entry: &Revocation, writes: &mut Writes) -> Result<(), DatabaseError> {
+    writes.put(Table::Revocations, &format!("{:020}", entry.revision), entry)
+}
+
+fn put_member(state: &mut State, writes: &mut Writes, member: Member) -> Result<(), DatabaseError> {
+    writes.put(Table::Members, member.id.as_str(), &member)?;
+    state.registry.put(member);
+    Ok(())
+}
+
+fn put_progress(state: &State, writes: &mut Writes) -> Result<(), DatabaseError> {
+    let progress = Progress {
+        step: state.schedule.step(),
+        tasks: state.schedule.tasks().cloned().collect(),
+        equity: state.equity.clone(),
+        ended: state.ended,
+    };
+    writes.put(Table::Tasks, "progress", &progress)
 }
 
 /// Who ends tasks and the grants of their attempts: part of the daily work, no revocation by anybody.

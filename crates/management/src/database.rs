@@ -60,6 +60,14 @@ pub enum DatabaseError {
         /// Why.
         source: rusqlite::Error,
     },
+    /// A document cannot be written down.
+    #[error("a document for {table} cannot be written down: {problem}")]
+    Unwritable {
+        /// The table.
+        table: &'static str,
+        /// Why.
+        problem: String,
+    },
     /// A stored document is not what this version writes.
     #[error(
         "the management database {path} holds a document in {table} that this version cannot read: {problem}"
@@ -84,6 +92,31 @@ pub enum DatabaseError {
         /// Ours.
         known: i64,
     },
+}
+
+/// Documents that become true together: what one decision stores.
+#[derive(Debug, Default)]
+pub struct Writes {
+    documents: Vec<(Table, String, String)>,
+}
+
+impl Writes {
+    /// Adds one document; the last one under an id counts.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub fn put<T: Serialize>(&mut self, table: Table, id: &str, document: &T) -> Result<(), DatabaseError> {
+        let body = serde_json::to_string(document)
+            .map_err(|error| DatabaseError::Unwritable { table: table.name(), problem: error.to_string() })?;
+        self.documents.push((table, id.to_owned(), body));
+        Ok(())
+    }
+
+    /// Whether it changes a table.
+    #[must_use]
+    pub fn touches(&self, table: Table) -> bool {
+        self.documents.iter().any(|(touched, ..)| *touched == table)
+    }
 }
 
 /// The database.
@@ -123,49 +156,28 @@ impl Database {
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
     }
 
-    /// Writes one document.
+    /// Writes everything in `writes`, all or none.
     ///
     /// # Errors
-    /// When it could not be written to disk.
-    pub fn put<T: Serialize>(&self, table: Table, id: &str, document: &T) -> Result<(), DatabaseError> {
-        self.put_all(table, &[(id, document)])
-    }
-
-    /// Writes several documents, all or none.
-    ///
-    /// # Errors
-    /// When they could not be written to disk.
-    pub fn put_all<T: Serialize>(&self, table: Table, documents: &[(&str, &T)]) -> Result<(), DatabaseError> {
+    /// When it could not be written to disk; then nothing of it was.
+    pub fn commit(&self, writes: &Writes) -> Result<(), DatabaseError> {
+        if writes.documents.is_empty() {
+            return Ok(());
+        }
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let write = || -> Result<(), rusqlite::Error> {
+        let mut write = || -> Result<(), rusqlite::Error> {
             let transaction = connection.transaction()?;
-            {
-                let mut statement = transaction.prepare(&format!(
-                    "INSERT INTO {} (id, body) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
-                    table.name()
-                ))?;
-                for (id, document) in documents {
-                    let body = serde_json::to_string(document)
-                        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
-                    statement.execute(params![id, body])?;
-                }
+            for (table, id, body) in &writes.documents {
+                transaction
+                    .prepare(&format!(
+                        "INSERT INTO {} (id, body) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+                        table.name()
+                    ))?
+                    .execute(params![id, body])?;
             }
             transaction.commit()
         };
-        let mut write = write;
         write().map_err(|source| DatabaseError::Sqlite { path: self.path.clone(), source })
-    }
-
-    /// Removes every document of a table.
-    ///
-    /// # Errors
-    /// When SQLite refuses.
-    pub fn clear(&self, table: Table) -> Result<(), DatabaseError> {
-        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        connection
-            .execute(&format!("DELETE FROM {}", table.name()), [])
-            .map(|_| ())
-            .map_err(|source| DatabaseError::Sqlite { path: self.path.clone(), source })
     }
 
     /// Reads one document.
@@ -216,8 +228,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("management.db");
         let database = Database::open(&path).unwrap();
-        database.put(Table::Members, "b", &2).unwrap();
-        database.put_all(Table::Members, &[("a", &1), ("b", &3)]).unwrap();
+        let mut writes = Writes::default();
+        writes.put(Table::Members, "b", &2).unwrap();
+        writes.put(Table::Members, "a", &1).unwrap();
+        writes.put(Table::Members, "b", &3).unwrap();
+        database.commit(&writes).unwrap();
         drop(database);
         let database = Database::open(&path).unwrap();
         assert_eq!(database.all::<i32>(Table::Members).unwrap(), vec![1, 3]);

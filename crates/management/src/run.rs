@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use access::policy::PolicySet;
-use access::revocation::RevocationLog;
-use access::vocabulary::{Revocation, RevocationKind};
 use audit::log::Log;
 use audit::record::Record;
 use identity::{Bundle, PeerClass, SpiffeId};
@@ -21,16 +19,14 @@ use wire::problem::Problem;
 use wire::server::{Connections, ServerOptions, serve};
 
 use crate::bootstrap::{self, BootstrapError, LEAF_TTL_S};
-use crate::control::{Control, KILLED};
+use crate::control::Control;
 use crate::database::{Database, Table};
 use crate::joiner::{Joiner, replay};
 use crate::log_files::LogFiles;
 use crate::plan::Plan;
-use crate::registry::Registry;
 use crate::response::{ApprovedModules, Watch};
 use crate::routes::{Shared, member_routes, operator_routes};
-use crate::schedule::Schedule;
-use crate::state::{Progress, State};
+use crate::state::{State, is_killed};
 
 /// The process's name in journals and directories.
 pub const NAME: &str = "management";
@@ -50,9 +46,9 @@ pub enum RunError {
     /// The log.
     #[error("the log cannot be used: {0}; run `trader audit verify`")]
     Log(#[from] audit::AuditError),
-    /// The revocation log.
+    /// What was stored.
     #[error(transparent)]
-    Revocation(#[from] access::revocation::RevocationError),
+    Restore(#[from] crate::state::RestoreError),
     /// A connection's identity.
     #[error(transparent)]
     Wire(#[from] wire::tls::WireError),
@@ -107,42 +103,6 @@ fn load_watch(layout: &Layout, bundle: &Bundle) -> Result<Watch, RunError> {
     Ok(Watch::new(Sentinel::new(thresholds), playbooks, ApprovedModules::new(layout, bundle)))
 }
 
-fn load_state(database: &Database, plan: Plan, killed: bool, now_ms: u64) -> Result<State, RunError> {
-    let progress: Option<Progress> = database.get(Table::Tasks, "progress")?;
-    let progress =
-        progress.unwrap_or(Progress { step: 0, tasks: Vec::new(), equity: BTreeMap::new(), ended: false });
-    let mut schedule = Schedule::new(plan, progress.step, progress.tasks);
-    let revocations: Vec<Revocation> = database.all(Table::Revocations)?;
-    // The guards go by the revocation log; the latch file adds to it, and removing the file takes nothing away.
-    if killed || is_killed(&revocations) {
-        schedule.halt(KILLED);
-    }
-    let incidents: Vec<crate::cases::Incident> = database.all(Table::Incidents)?;
-    let proposals: Vec<crate::cases::Proposal> = database.all(Table::Proposals)?;
-    Ok(State {
-        schedule,
-        registry: Registry::new(database.all(Table::Members)?),
-        tickets: database.get(Table::Tickets, "book")?.unwrap_or_default(),
-        revocations: RevocationLog::restore(revocations, now_ms)?,
-        incidents: incidents.into_iter().map(|incident| (incident.id.clone(), incident)).collect(),
-        proposals: proposals.into_iter().map(|proposal| (proposal.id.clone(), proposal)).collect(),
-        equity: progress.equity,
-        not_before: None,
-        ended: progress.ended,
-    })
-}
-
-/// Whether everything was stopped and not cleared since.
-fn is_killed(revocations: &[Revocation]) -> bool {
-    let cleared = revocations
-        .iter()
-        .filter(|entry| entry.kind == RevocationKind::Clearance)
-        .filter_map(|entry| entry.id.parse::<u64>().ok())
-        .max()
-        .unwrap_or(0);
-    revocations.iter().any(|entry| entry.kind == RevocationKind::Everything && entry.revision > cleared)
-}
-
 /// Runs management until told to stop.
 ///
 /// # Errors
@@ -159,7 +119,7 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
     let database = Database::open(&layout.process(NAME).join("management.db"))?;
     let mut watcher = load_watch(&layout, &bundle)?;
     let latched_only = layout.kill_latch().exists() && !is_killed(&database.all(Table::Revocations)?);
-    let state = load_state(&database, plan, layout.kill_latch().exists(), 0)?;
+    let state = State::restore(&database, plan, layout.kill_latch().exists(), 0)?;
     let first_start = state.schedule.step() == 0 && !state.schedule.tasks().any(|task| task.attempt > 0);
     let connections = Connections::new();
     let control = Arc::new(Control::new(
@@ -178,7 +138,6 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
     if first_start {
         control.announce_tasks(&control.state()).map_err(BootstrapError::from)?;
     }
-    control.resume().map_err(BootstrapError::from)?;
     watcher.catch_up(&control);
     if latched_only {
         // Stopped by the latch file while management was gone: the guards must hear of it as well.

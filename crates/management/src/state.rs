@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use access::revocation::RevocationLog;
+use access::revocation::{RevocationError, RevocationLog};
+use access::vocabulary::{Revocation, RevocationKind};
 use identity::{Authority, PeerClass, TicketBook};
 use keys::SigningKey;
 use serde::{Deserialize, Serialize};
 
 use crate::cases::{Incident, Proposal};
+use crate::control::KILLED;
+use crate::database::{Database, DatabaseError, Table};
+use crate::plan::Plan;
 use crate::registry::Registry;
 use crate::schedule::Schedule;
 
@@ -32,6 +36,64 @@ pub struct State {
     pub not_before: Option<Instant>,
     /// Whether the run's end was recorded.
     pub ended: bool,
+}
+
+/// Why what was stored cannot be gone on from.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The revocation log in it has a gap.
+    #[error(transparent)]
+    Revocation(#[from] RevocationError),
+}
+
+impl State {
+    /// What was stored, as management goes on from it; `killed` when this host's kill latch is set, `now_ms` on the clock
+    /// that leases are measured with.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn restore(database: &Database, plan: Plan, killed: bool, now_ms: u64) -> Result<Self, RestoreError> {
+        let progress: Option<Progress> = database.get(Table::Tasks, "progress")?;
+        let progress = progress.unwrap_or(Progress {
+            step: 0,
+            tasks: Vec::new(),
+            equity: BTreeMap::new(),
+            ended: false,
+        });
+        let mut schedule = Schedule::new(plan, progress.step, progress.tasks);
+        let revocations: Vec<Revocation> = database.all(Table::Revocations)?;
+        // The guards go by the revocation log; the latch file adds to it, and removing the file takes nothing away.
+        if killed || is_killed(&revocations) {
+            schedule.halt(KILLED);
+        }
+        let incidents: Vec<Incident> = database.all(Table::Incidents)?;
+        let proposals: Vec<Proposal> = database.all(Table::Proposals)?;
+        Ok(Self {
+            schedule,
+            registry: Registry::new(database.all(Table::Members)?),
+            tickets: database.get(Table::Tickets, "book")?.unwrap_or_default(),
+            revocations: RevocationLog::restore(revocations, now_ms)?,
+            incidents: incidents.into_iter().map(|incident| (incident.id.clone(), incident)).collect(),
+            proposals: proposals.into_iter().map(|proposal| (proposal.id.clone(), proposal)).collect(),
+            equity: progress.equity,
+            not_before: None,
+            ended: progress.ended,
+        })
+    }
+}
+
+/// Whether everything was stopped and not cleared since.
+pub(crate) fn is_killed(revocations: &[Revocation]) -> bool {
+    let cleared = revocations
+        .iter()
+        .filter(|entry| entry.kind == RevocationKind::Clearance)
+        .filter_map(|entry| entry.id.parse::<u64>().ok())
+        .max()
+        .unwrap_or(0);
+    revocations.iter().any(|entry| entry.kind == RevocationKind::Everything && entry.revision > cleared)
 }
 
 /// Keys that management signs with, and what it trusts.

@@ -6,6 +6,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+#[path = "routes/crashes.rs"]
+mod crashes;
 #[path = "routes/world.rs"]
 mod world;
 

@@ -1,13 +1,11 @@
 //! Management in a directory of its own: real keys, real policies, a plan of one step, and the routes of the process.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use access::revocation::RevocationLog;
 use audit::log::Log;
 use audit::record::Record;
-use identity::{PeerClass, SpiffeId, TicketBook};
+use identity::{PeerClass, SpiffeId};
 use keys::Digest;
 use management::bootstrap;
 use management::control::Control;
@@ -15,11 +13,10 @@ use management::database::Database;
 use management::joiner::Joiner;
 use management::log_files::LogFiles;
 use management::plan::{Plan, PortfolioPlan, PortfolioStep, Step};
-use management::registry::{Member, Registry};
+use management::registry::Member;
 use management::response::{ApprovedModules, Watch};
 use management::routes::{Shared, member_routes, operator_routes};
 use management::run::{NAME, load_policy, log_origin};
-use management::schedule::Schedule;
 use management::state::State;
 use sentinel::{Playbook, Playbooks, Sentinel};
 use serde_json::json;
@@ -50,7 +47,8 @@ pub(crate) fn operator(name: &str) -> SpiffeId {
     SpiffeId::operator(TRUST_DOMAIN, name).unwrap()
 }
 
-fn plan() -> Plan {
+/// One portfolio of one symbol, and as many steps as there are days.
+fn plan(days: &[&str]) -> Plan {
     let name = || "core".to_owned();
     let portfolio = PortfolioPlan {
         name: name(),
@@ -62,9 +60,14 @@ fn plan() -> Plan {
         construction: json!({}),
         order_max_bps: 1_000,
     };
-    let part = PortfolioStep { portfolio: name(), after: None, rebalance: true, report: true };
-    let step = Step { day: "2005-03-16".into(), days: 1, portfolios: vec![part] };
-    Plan { seed: 7, days_per_second: None, portfolios: vec![portfolio], steps: vec![step] }
+    let part = || PortfolioStep { portfolio: name(), after: None, rebalance: true, report: true };
+    let step = |day: &&str| Step { day: (*day).to_owned(), days: 1, portfolios: vec![part()] };
+    Plan {
+        seed: 7,
+        days_per_second: None,
+        portfolios: vec![portfolio],
+        steps: days.iter().map(step).collect(),
+    }
 }
 
 fn policies() -> std::path::PathBuf {
@@ -75,8 +78,12 @@ fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
-        if entry.file_type().unwrap().is_file() {
-            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        match entry.file_type().unwrap() {
+            kind if kind.is_file() => {
+                std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+            }
+            kind if kind.is_dir() => copy(&entry.path(), &to.join(entry.file_name())),
+            _ => {}
         }
     }
 }
@@ -100,27 +107,50 @@ pub(crate) struct World {
     pub(crate) members: Place,
     pub(crate) operators: Place,
     pub(crate) layout: Layout,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::with_steps(&["2005-03-16"])
+    }
+
+    /// A new directory, and a plan with a step for each of these days.
+    pub(crate) fn with_steps(days: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let layout = Layout::new(&directory.path().join("state"));
         bootstrap::create(&layout).unwrap();
         copy(&policies(), &layout.config().join("policies"));
+        Self::start(directory, plan(days))
+    }
+
+    /// Everything as it lies on the disk now.
+    pub(crate) fn image(&self) -> tempfile::TempDir {
+        let image = tempfile::tempdir().unwrap();
+        copy(self.directory.path(), image.path());
+        image
+    }
+
+    /// Management started again on what one image holds, but for the database, which is another's.
+    pub(crate) fn restarted(image: &tempfile::TempDir, database: &tempfile::TempDir, days: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        copy(image.path(), directory.path());
+        let process = |root: &Path| Layout::new(&root.join("state")).process(NAME);
+        for file in ["management.db", "management.db-wal", "management.db-shm"] {
+            let _ = std::fs::remove_file(process(directory.path()).join(file));
+            let from = process(database.path()).join(file);
+            if from.exists() {
+                std::fs::copy(from, process(directory.path()).join(file)).unwrap();
+            }
+        }
+        Self::start(directory, plan(days))
+    }
+
+    fn start(directory: tempfile::TempDir, plan: Plan) -> Self {
+        let layout = Layout::new(&directory.path().join("state"));
         let journal = Journal::open(&layout.journal(NAME), NAME).unwrap();
-        let state = State {
-            schedule: Schedule::new(plan(), 0, Vec::new()),
-            registry: Registry::default(),
-            tickets: TicketBook::default(),
-            revocations: RevocationLog::new(),
-            incidents: BTreeMap::new(),
-            proposals: BTreeMap::new(),
-            equity: BTreeMap::new(),
-            not_before: None,
-            ended: false,
-        };
+        let database = Database::open(&layout.process(NAME).join("management.db")).unwrap();
+        let state = State::restore(&database, plan, layout.kill_latch().exists(), 0).unwrap();
         let authorities = bootstrap::authorities(&layout).unwrap();
         let origin = log_origin(&authorities.trust_domain);
         let control = Arc::new(Control::new(
@@ -128,7 +158,7 @@ impl World {
             load_policy(&layout).unwrap(),
             authorities,
             journal.clone(),
-            Database::open(&layout.process(NAME).join("management.db")).unwrap(),
+            database,
             Connections::new(),
             layout.kill_latch(),
         ));
@@ -143,7 +173,7 @@ impl World {
         };
         let members = place(PeerClass::Agents, member_routes(shared.clone(), journal.clone()));
         let operators = place(PeerClass::Operators, operator_routes(shared, journal));
-        Self { control, members, operators, layout, _directory: directory }
+        Self { control, members, operators, layout, directory: directory }
     }
 
     /// Puts a member into the registry under an epoch and a key, as enrolling does.
