@@ -173,7 +173,7 @@ impl World {
         };
         let members = place(PeerClass::Agents, member_routes(shared.clone(), journal.clone()));
         let operators = place(PeerClass::Operators, operator_routes(shared, journal));
-        Self { control, members, operators, layout, directory: directory }
+        Self { control, members, operators, layout, directory }
     }
 
     /// Puts a member into the registry under an epoch and a key, as enrolling does.
