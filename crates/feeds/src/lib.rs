@@ -70,6 +70,18 @@ impl Source {
     /// # Errors
     /// [`FeedError`] when the name, the size or the header is wrong, or the file can't be read.
     pub fn open(path: &Path) -> Result<Self, FeedError> {
+        Self::read(path, || File::open(path))
+    }
+
+    /// As [`Source::open`], of a file that is at hand as bytes; the path counts for its name only.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self, FeedError> {
+        Self::read(path, || Ok(bytes))
+    }
+
+    fn read<R: Read>(path: &Path, open: impl FnOnce() -> std::io::Result<R>) -> Result<Self, FeedError> {
         let file_name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
         let (name, compressed) = match (file_name.strip_suffix(".csv.gz"), file_name.strip_suffix(".csv")) {
             (Some(name), _) => (name, true),
@@ -81,7 +93,7 @@ impl Source {
             return Err(FeedError::Name { path: path.to_owned() });
         }
         let read_error = |source| FeedError::Read { path: path.to_owned(), source };
-        let file = File::open(path).map_err(read_error)?;
+        let file = open().map_err(read_error)?;
         let mut bytes = Vec::new();
         // One byte more than allowed tells a file that is too large from one that just fits.
         let read = if compressed {
@@ -176,6 +188,7 @@ fn field(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::io::Write;
 
     use super::*;
@@ -232,6 +245,8 @@ mod tests {
         let packed = packed.finish().unwrap();
         let (_dir, path) = written("t.csv.gz", &packed);
         assert_eq!(Source::open(&path).unwrap().slice(None, day("2001-01-01")), "Date,A\n2001-01-01,1\n");
+        let carried = Source::from_bytes(Path::new("t.csv.gz"), &packed).unwrap();
+        assert_eq!((carried.name(), carried.days().len()), ("t", 4));
         let (_dir, path) = written("t.csv.gz", &packed[..packed.len() / 2]);
         assert!(matches!(Source::open(&path), Err(FeedError::Read { .. })));
     }
@@ -291,6 +306,26 @@ mod tests {
         assert_eq!(splits, ["AAPL 2000-06-21 2:1", "AAPL 2005-02-28 2:1", "MSFT 2003-02-18 2:1"]);
         let apple = &tech.series[&"AAPL".parse().unwrap()];
         assert!(apple.bars.iter().any(|bar| bar.day == day("2000-09-29")), "a fall by half is no error");
+        // As the system reads it: slice by slice, each knowing the last closes or nothing.
+        for (name, bars) in [("large20.csv.gz", large.bars), ("tech5.csv.gz", tech.bars)] {
+            let source = Source::open(&sample.join(name)).unwrap();
+            for tell in [true, false] {
+                let (mut after, mut known, mut taken) = (None, BTreeMap::new(), 0);
+                for days in source.days().chunks(21) {
+                    let through = days.last().copied().unwrap();
+                    let slice = market::import::read_after(&source.slice(after, through), &known).unwrap();
+                    assert_eq!(slice.refused, 0, "{name} through {through}: {:?}", slice.findings);
+                    taken += slice.bars;
+                    let last = slice
+                        .series
+                        .into_iter()
+                        .filter_map(|(symbol, one)| Some((symbol, *one.bars.last()?)));
+                    known.extend(last.map(|(symbol, bar)| (symbol, (bar.day, bar.close))).filter(|_| tell));
+                    after = Some(through);
+                }
+                assert_eq!(taken, bars, "{name}, last closes told: {tell}");
+            }
+        }
         for finding in large.findings.iter().chain(&tech.findings) {
             println!("{finding:?}");
         }

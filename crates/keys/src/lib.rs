@@ -58,6 +58,23 @@ impl Digest {
     }
 }
 
+/// A SHA-256 digest in the making, of bytes that come in pieces: whoever hands them in need not hold them all.
+#[derive(Clone, Debug, Default)]
+pub struct Hasher(Sha256);
+
+impl Hasher {
+    /// Takes the next piece.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The digest of all pieces, as if they were one.
+    #[must_use]
+    pub fn finish(self) -> Digest {
+        Digest(self.0.finalize().into())
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&to_hex(&self.0))
@@ -216,6 +233,16 @@ mod tests {
         assert_eq!(key.verifying_key().verify(b"massage", &signature), Err(KeyError::Signature));
         assert_eq!(other.verifying_key().verify(b"message", &signature), Err(KeyError::Signature));
         assert_eq!(key.verifying_key().verify(b"message", &signature[..63]), Err(KeyError::Signature));
+    }
+
+    #[test]
+    fn a_digest_of_pieces_is_the_digest_of_the_whole() {
+        let mut hasher = Hasher::default();
+        for piece in [&b"mes"[..], b"", b"sage"] {
+            hasher.update(piece);
+        }
+        assert_eq!(hasher.finish(), Digest::of(b"message"));
+        assert_eq!(Hasher::default().finish(), Digest::of(b""));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! The import: a vendor's text becomes series, and what is wrong with it becomes findings.
 //!
 //! Owns: the two table shapes, and the judgement of every row by itself: taken, flagged (taken, and said why)
-//! or refused (left out, and said why). One bad row never costs its neighbours. It knows no file and no
-//! vendor.
+//! or refused (left out, and said why). One bad row never costs its neighbours: of a price far from the last
+//! one, the rows after it say whether it is the price that is wrong or the level that is new. It knows no file
+//! and no vendor.
 //!
 //! INVARIANT: no text makes it panic, and no text makes it fail as a whole except an unreadable header or one
 //! over [`TEXT_BYTES_MAX`]. Bars come out in the order of their days, each day once, every price above zero.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -23,11 +25,15 @@ pub const COLUMNS_MAX: usize = 4_096;
 pub const FINDINGS_MAX: usize = 10_000;
 /// How much of a field a finding quotes, in characters.
 const QUOTE_CHARS_MAX: usize = 32;
-/// From this factor on, up or down, a change against the last close is an error of the source.
+/// From this factor on, up or down, a change against the last close is an error of the source where no close
+/// after it says otherwise.
 const JUMP_REFUSED: i128 = 100;
 /// Above this change against the last close, in percent, up or down, a bar is worth a look. Half of a stock's
 /// value can go in a day (Apple lost 52 % on 2000-09-29), so this one never refuses.
 const JUMP_FLAGGED_PERCENT: i128 = 60;
+/// How many closes after a jump are asked whether it lasted: a week of them. Most of them must be good for the
+/// answer to be right, so up to three bad rows in succession are found out.
+const WITNESSES: usize = 5;
 
 /// Why a whole text can't be imported.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
@@ -72,7 +78,8 @@ pub enum Fault {
     DuplicateDay,
     /// The day is not after the days around it.
     OutOfOrder,
-    /// The close is far from the last one.
+    /// The close is far from the last one. Refused when the closes after it are not, or nothing after it says so
+    /// and it is a hundredfold; else flagged.
     Jump,
     /// The day's high is below its low.
     HighBelowLow,
@@ -189,7 +196,9 @@ pub fn read(text: &str) -> Result<Imported, ImportError> {
 }
 
 /// Reads a slice of a table whose beginning is known: for each symbol, the last day that was taken and its
-/// close. Rows up to that day are refused, and the first row after it is compared with that close.
+/// close. Rows up to that day are refused, and the first row after it is compared with that close. Where that
+/// close was itself a bad price, which nobody could know while nothing followed it, the rows of this slice
+/// outvote it: they are taken, and the first is flagged.
 ///
 /// # Errors
 /// As [`read`].
@@ -502,16 +511,23 @@ impl Import<'_> {
             last = Some(second);
         }
         let mut series = Series::default();
-        for row in in_order {
+        for (index, row) in in_order.iter().enumerate() {
             let place = (row.row, Some(symbol), Some(row.day));
             if let Some(split) = row.split {
                 last = last.and_then(|close| split.adjust(close));
                 series.splits.push(split);
             }
             let Some(bar) = row.bar else { continue };
-            let verdict = last.and_then(|last| jump(last, bar.close).map(|action| (last, action)));
-            if let Some((last, action)) = verdict {
-                let detail = format!("close {} after {last}", bar.close);
+            let after = in_order.get(index + 1..).unwrap_or(&[]);
+            if let Some(before) = last
+                && let Some(by_size) = jump(before, bar.close)
+            {
+                let (action, since) = match sequel(before, bar.close, after) {
+                    Some(Sequel::Back) => (Action::Refused, ", and the next ones are back where it was"),
+                    Some(Sequel::Stayed) => (Action::Flagged, ", and the next ones stay there"),
+                    None => (by_size, ""),
+                };
+                let detail = format!("close {} after {before}{since}", bar.close);
                 self.find(place, Fault::Jump, action, detail);
                 if action == Action::Refused {
                     continue;
@@ -577,6 +593,68 @@ fn jump(last: Price, close: Price) -> Option<Action> {
         Some(Action::Refused)
     } else if (close - last).abs() * 100 > last * JUMP_FLAGGED_PERCENT {
         Some(Action::Flagged)
+    } else {
+        None
+    }
+}
+
+/// What became of a jump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sequel {
+    /// The closes after it are near the one before it: it was one bad price.
+    Back,
+    /// The closes after it are near it: the level is another one from there on.
+    Stayed,
+}
+
+/// Asks the rows after a jump what became of it: most of those that say anything decide, and of as many on
+/// both sides the last one. `None` when none says anything, because nothing follows or it is far from both.
+///
+/// Distances are ratios. A close has stayed that is beyond the geometric mean of both levels, and it is back
+/// within a quarter of the way from the old one: somewhere between, a share that trebled may have lost half
+/// again, and neither price is wrong.
+fn sequel(before: Price, jumped: Price, after: &[Row]) -> Option<Sequel> {
+    let (mut before, mut jumped) = (before, jumped);
+    let (mut back, mut stayed, mut latest) = (0, 0, None);
+    let mut asked = 0;
+    for row in after {
+        if asked == WITNESSES {
+            break;
+        }
+        if let Some(split) = row.split {
+            (before, jumped) = match (split.adjust(before), split.adjust(jumped)) {
+                (Some(before), Some(jumped)) => (before, jumped),
+                _ => break,
+            };
+        }
+        let Some(bar) = row.bar else { continue };
+        asked += 1;
+        let answer = witness(before, jumped, bar.close);
+        match answer {
+            Some(Sequel::Back) => back += 1,
+            Some(Sequel::Stayed) => stayed += 1,
+            None => continue,
+        }
+        latest = answer;
+    }
+    match back.cmp(&stayed) {
+        Ordering::Greater => Some(Sequel::Back),
+        Ordering::Less => Some(Sequel::Stayed),
+        Ordering::Equal => latest,
+    }
+}
+
+/// What one close says of a jump, if anything. Whole numbers only, so that every machine says the same.
+fn witness(before: Price, jumped: Price, close: Price) -> Option<Sequel> {
+    let [before, jumped, close] = [before, jumped, close].map(|price| i128::from(price.micros()));
+    // No overflow: each price is below 2^63 and above zero.
+    let half_way = (before * jumped).isqrt();
+    let quarter_way = (before * half_way).isqrt().max(1);
+    let as_far_beyond = before * before / quarter_way;
+    if (quarter_way.min(as_far_beyond)..=quarter_way.max(as_far_beyond)).contains(&close) {
+        Some(Sequel::Back)
+    } else if (jumped > before && close >= half_way) || (jumped < before && close <= half_way) {
+        Some(Sequel::Stayed)
     } else {
         None
     }

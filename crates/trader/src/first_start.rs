@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use analyst::construct::Construction;
 use feeds::Source;
@@ -32,6 +32,9 @@ const STEP_DAYS: usize = 21;
 const WARM_UP_DAYS: usize = 546;
 /// Steps between two reports: a year.
 const REPORT_STEPS: usize = 12;
+
+/// The seed of a run for which none was asked.
+const SEED: u64 = 1;
 
 /// Ports that are listened at: below those that the operating system gives to outgoing connections, so that none of these
 /// stands in the way when a process starts again.
@@ -67,16 +70,65 @@ const MODULES: [(&str, &[u8]); 4] = [
 /// What a run is to be, as asked for on the command line.
 #[derive(Debug, Clone)]
 pub(crate) struct RunRequest {
-    /// Seed of the simulated market.
-    pub(crate) seed: u64,
+    /// Seed of the simulated market; `None` for the usual one.
+    pub(crate) seed: Option<u64>,
     /// Market days per second; `None` as fast as possible.
     pub(crate) days_per_second: Option<u32>,
     /// Last market day.
     pub(crate) until: Option<Day>,
 }
 
-/// Makes or checks the state directory.
-pub(crate) fn prepare(layout: &Layout, request: &RunRequest) -> Result<(), Failure> {
+/// The plan that a first start would make; nothing where there is a plan already. It says what of the request counts for
+/// nothing then, and which source is left out. It writes nothing.
+///
+/// # Errors
+/// Refused when there is nothing to trade with.
+pub(crate) fn plan_for(layout: &Layout, request: &RunRequest, fresh: bool) -> Result<Option<Plan>, Failure> {
+    if layout.plan().exists() && !fresh {
+        let plan: Plan = read_json(&layout.plan()).map_err(Failure::refused)?;
+        for words in ignored(&plan, request) {
+            say(&words);
+        }
+        return Ok(None);
+    }
+    // Whoever imported data of their own before the first start trades that, and not the sample. Starting over removes it.
+    let sources = if layout.sources().exists() && !fresh {
+        open_sources(layout)?
+    } else {
+        SOURCES
+            .iter()
+            .map(|(name, bytes)| Source::from_bytes(Path::new(name), bytes).map_err(Failure::refused))
+            .collect::<Result<_, _>>()?
+    };
+    let (plan, notes) = plan(sources, request)?;
+    for words in notes {
+        say(&words);
+    }
+    Ok(Some(plan))
+}
+
+/// What of a request counts for nothing, since there is a plan already.
+fn ignored(plan: &Plan, request: &RunRequest) -> Vec<String> {
+    let mut words = Vec::new();
+    if let Some(seed) = request.seed.filter(|seed| *seed != plan.seed) {
+        words.push(format!(
+            "--seed {seed} is ignored: it counts at the first start only, and this directory's run has seed {}; --fresh \
+             starts over",
+            plan.seed
+        ));
+    }
+    let last = plan.steps.last().map(|step| step.day.as_str()).unwrap_or_default();
+    if let Some(until) = request.until.filter(|until| until.to_string() != last) {
+        words.push(format!(
+            "--until {until} is ignored: it counts at the first start only, and this directory's run ends on {last}; \
+             --fresh starts over"
+        ));
+    }
+    words
+}
+
+/// Makes or checks the state directory; with the plan that [`plan_for`] gave.
+pub(crate) fn prepare(layout: &Layout, request: &RunRequest, plan: Option<Plan>) -> Result<(), Failure> {
     files::create_private_dir(layout.root()).map_err(Failure::broken)?;
     if !bootstrap::is_done(layout) {
         bootstrap::create(layout).map_err(Failure::broken)?;
@@ -93,7 +145,6 @@ pub(crate) fn prepare(layout: &Layout, request: &RunRequest) -> Result<(), Failu
     for (path, text) in CONFIG {
         write_once(&layout.config().join(path), text.as_bytes())?;
     }
-    // Whoever imported data of their own before the first start trades that, and not the sample.
     if !layout.sources().exists() {
         // All of them or none: a start that is cut off in between must not leave a sample with one of its parts.
         let unfinished = layout.root().join("sources.new");
@@ -104,7 +155,7 @@ pub(crate) fn prepare(layout: &Layout, request: &RunRequest) -> Result<(), Failu
     }
     release(layout)?;
     if !layout.plan().exists() {
-        let plan = plan(layout, request)?;
+        let plan = plan.ok_or_else(|| Failure::broken("the plan was removed while it was read"))?;
         write_once(&layout.config().join("desk.toml"), crate::data::desk_config(&plan)?.as_bytes())?;
         write_json(&layout.plan(), &plan)?;
     } else {
@@ -240,7 +291,7 @@ fn portfolio_of(source: &str, symbols: usize) -> (String, i64, Construction) {
     }
 }
 
-fn open_sources(layout: &Layout) -> Result<Vec<Source>, Failure> {
+fn source_paths(layout: &Layout) -> Result<Vec<PathBuf>, Failure> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(layout.sources()).map_err(Failure::broken)? {
         let path = entry.map_err(Failure::broken)?.path();
@@ -250,39 +301,92 @@ fn open_sources(layout: &Layout) -> Result<Vec<Source>, Failure> {
         }
     }
     paths.sort();
-    paths.iter().map(|path| Source::open(path).map_err(Failure::refused)).collect()
+    Ok(paths)
 }
 
-fn plan(layout: &Layout, request: &RunRequest) -> Result<Plan, Failure> {
-    let mut portfolios = Vec::new();
+fn open_sources(layout: &Layout) -> Result<Vec<Source>, Failure> {
+    source_paths(layout)?.iter().map(|path| Source::open(path).map_err(Failure::refused)).collect()
+}
+
+/// The name of the portfolio that a source is traded in.
+pub(crate) fn portfolio_name(source: &str) -> String {
+    portfolio_of(source, 0).0
+}
+
+/// The source, if any, that is traded in the same portfolio as a new one would be: two cannot be.
+pub(crate) fn same_portfolio(layout: &Layout, source: &str) -> Result<Option<PathBuf>, Failure> {
+    if !layout.sources().exists() {
+        return Ok(None);
+    }
+    let clashes = |path: &PathBuf| portfolio_name(&source_name(path)) == portfolio_name(source);
+    Ok(source_paths(layout)?.into_iter().find(clashes))
+}
+
+/// A source's name, by its file's.
+fn source_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.trim_end_matches(".gz").trim_end_matches(".csv").to_owned()
+}
+
+/// Refuses a source of more symbols than one portfolio may have.
+pub(crate) fn check_symbols(source: &str, symbols: usize) -> Result<(), Failure> {
+    if symbols <= STOCKS_MAX {
+        return Ok(());
+    }
+    Err(Failure::refused(format!(
+        "{source} has {symbols} symbols; a portfolio may have {STOCKS_MAX}: policy grants no task more orders than that many \
+         stocks need. Import a file with fewer"
+    )))
+}
+
+/// Why a source is left out for its length, if it is.
+pub(crate) fn too_short(source: &str, days: usize) -> Option<String> {
+    (days <= WARM_UP_DAYS).then(|| {
+        format!(
+            "{source} is left out: it has {days} market days, and the model learns from {WARM_UP_DAYS} before it trades, so it \
+             takes {} or more",
+            WARM_UP_DAYS + 1
+        )
+    })
+}
+
+/// Why nothing of a source is ever bought, if that is so.
+pub(crate) fn too_few_symbols(source: &str, symbols: usize) -> Option<String> {
+    (symbols < STOCKS_MIN).then(|| {
+        format!(
+            "nothing of {source} is ever bought: it has {symbols} symbols, and the model ranks {STOCKS_MIN} or more against \
+             each other"
+        )
+    })
+}
+
+/// The plan for some sources, and what a person should know of it.
+fn plan(sources: Vec<Source>, request: &RunRequest) -> Result<(Plan, Vec<String>), Failure> {
+    let mut portfolios: Vec<PortfolioPlan> = Vec::new();
     let mut calendars = Vec::new();
-    for source in open_sources(layout)? {
+    let mut notes = Vec::new();
+    for source in sources {
         let days: Vec<Day> = source
             .days()
             .iter()
             .copied()
             .filter(|day| request.until.is_none_or(|until| *day <= until))
             .collect();
+        let name = portfolio_name(source.name());
+        if portfolios.iter().any(|other| other.name == name) {
+            return Err(Failure::refused(format!(
+                "two sources would be traded in the portfolio {name}; {} is one of them: rename or remove it in sources/",
+                source.name()
+            )));
+        }
         // A portfolio whose history is too short to be opened is left out.
+        notes.extend(too_short(source.name(), days.len()));
         let (Some(start), Some(last)) = (days.get(WARM_UP_DAYS).copied(), days.last().copied()) else {
             continue;
         };
         let whole = market::import::read(&source.slice(None, last)).map_err(Failure::refused)?;
-        if whole.series.len() > STOCKS_MAX {
-            return Err(Failure::refused(format!(
-                "{} has {} symbols; a portfolio may have {STOCKS_MAX}: policy grants no task more orders than that many \
-                 stocks need. Import a file with fewer",
-                source.name(),
-                whole.series.len()
-            )));
-        }
-        if whole.series.len() < STOCKS_MIN {
-            say(&format!(
-                "{} has {} symbols; the model ranks {STOCKS_MIN} or more, so nothing is bought",
-                source.name(),
-                whole.series.len()
-            ));
-        }
+        check_symbols(source.name(), whole.series.len())?;
+        notes.extend(too_few_symbols(source.name(), whole.series.len()));
         let (name, cash_dollars, construction) = portfolio_of(source.name(), whole.series.len());
         portfolios.push(PortfolioPlan {
             name: name.clone(),
@@ -297,9 +401,9 @@ fn plan(layout: &Layout, request: &RunRequest) -> Result<Plan, Failure> {
         calendars.push((name, start, days));
     }
     if portfolios.is_empty() {
-        return Err(Failure::refused(format!(
-            "there are fewer than {WARM_UP_DAYS} market days before the last day asked for: nothing to learn from"
-        )));
+        let last = request.until.map(|until| format!(" until {until}")).unwrap_or_default();
+        notes.insert(0, format!("there is nothing to trade{last}"));
+        return Err(Failure::refused(notes.join("; ")));
     }
     let steps = steps(&calendars);
     // A portfolio is opened on the day of its first step.
@@ -310,7 +414,8 @@ fn plan(layout: &Layout, request: &RunRequest) -> Result<Plan, Failure> {
             portfolio.start.clone_from(&first.day);
         }
     }
-    Ok(Plan { seed: request.seed, days_per_second: request.days_per_second, portfolios, steps })
+    let seed = request.seed.unwrap_or(SEED);
+    Ok((Plan { seed, days_per_second: request.days_per_second, portfolios, steps }, notes))
 }
 
 /// The steps: every month of market days of all calendars together, and the last day of each.
@@ -395,6 +500,65 @@ mod tests {
     fn days(count: i64) -> Vec<Day> {
         let first: Day = "2000-01-01".parse().unwrap();
         (0..count).map(|offset| first.plus_days(offset).unwrap()).collect()
+    }
+
+    /// A source of so many market days and symbols.
+    fn source(name: &str, count: i64, symbols: usize) -> Source {
+        let names: Vec<String> = (0..symbols).map(|index| format!("S{index}")).collect();
+        let mut text = format!("Date,{}\n", names.join(","));
+        for day in days(count) {
+            text += &format!("{day}{}\n", ",10".repeat(symbols));
+        }
+        Source::from_bytes(Path::new(&format!("{name}.csv")), text.as_bytes()).unwrap()
+    }
+
+    fn request(until: Option<&str>) -> RunRequest {
+        RunRequest { seed: None, days_per_second: None, until: until.map(|day| day.parse().unwrap()) }
+    }
+
+    #[test]
+    fn a_source_that_is_left_out_or_never_bought_is_named() {
+        let sources = vec![source("long", 600, 3), source("short", 546, 3), source("pair", 547, 2)];
+        let (plan, notes) = plan(sources, &request(None)).unwrap();
+        let names: Vec<&str> = plan.portfolios.iter().map(|portfolio| portfolio.name.as_str()).collect();
+        assert_eq!(names, ["long", "pair"]);
+        assert_eq!(notes.len(), 2, "{notes:?}");
+        assert!(notes[0].starts_with("short is left out: it has 546 market days"), "{notes:?}");
+        assert!(notes[1].starts_with("nothing of pair is ever bought: it has 2 symbols"), "{notes:?}");
+    }
+
+    #[test]
+    fn two_sources_of_one_portfolio_are_refused() {
+        for (one, other) in [("good", "good"), ("good", "GOOD"), ("large20", "core")] {
+            let refused = plan(vec![source(one, 600, 3), source(other, 600, 3)], &request(None)).unwrap_err();
+            assert!(refused.words().starts_with("two sources"), "{}", refused.words());
+        }
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_met_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(&directory.path().join("state"));
+        let refused = plan_for(&layout, &request(Some("1980-01-01")), false).unwrap_err();
+        assert!(
+            refused.words().starts_with("there is nothing to trade until 1980-01-01"),
+            "{}",
+            refused.words()
+        );
+        assert!(!layout.root().exists());
+    }
+
+    #[test]
+    fn what_counts_at_the_first_start_only_is_not_ignored_silently() {
+        let (plan, _) = plan(vec![source("long", 600, 3)], &request(None)).unwrap();
+        let last = plan.steps.last().unwrap().day.clone();
+        assert_eq!(plan.seed, SEED);
+        assert!(ignored(&plan, &request(None)).is_empty());
+        assert!(ignored(&plan, &RunRequest { seed: Some(SEED), ..request(Some(&last)) }).is_empty());
+        let words = ignored(&plan, &RunRequest { seed: Some(7), ..request(Some("2001-01-01")) });
+        assert_eq!(words.len(), 2, "{words:?}");
+        assert!(words[0].starts_with("--seed 7 is ignored") && words[1].starts_with("--until 2001-01-01"));
+        assert!(words[1].contains(&last), "{words:?}");
     }
 
     #[test]

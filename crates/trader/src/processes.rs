@@ -3,8 +3,7 @@
 //! Each enrols with the ticket that it finds on standard input, if there is one, and ends when its parent ends or tells it
 //! to.
 
-use std::io::BufRead as _;
-use std::path::Path;
+use std::io::{self, BufRead as _, Read};
 
 use clap::{Args, Subcommand};
 use identity::SpiffeId;
@@ -15,6 +14,9 @@ use wire::layout::{Layout, Topology, read_json};
 
 use crate::cli::Dir;
 use crate::output::{Failure, Outcome};
+
+/// How much of the program is in memory at once while its digest is taken, in bytes.
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// Which process to run.
 #[derive(Args)]
@@ -153,8 +155,23 @@ async fn run_balancer(layout: &Layout, stop: watch::Receiver<bool>) -> Outcome {
 
 /// SHA-256 of the running program, for the record of its start.
 fn digest_of_program() -> Result<String, Failure> {
-    let bytes = std::fs::read(Path::new("/proc/self/exe")).map_err(Failure::broken)?;
-    Ok(keys::Digest::of(&bytes).to_string())
+    let program = std::fs::File::open("/proc/self/exe").map_err(Failure::broken)?;
+    digest_of(program).map(|digest| digest.to_string()).map_err(Failure::broken)
+}
+
+/// SHA-256 of all that can be read, piece by piece: every process does this while it starts, all at the same time, and the
+/// program is tens of megabytes.
+fn digest_of(mut from: impl Read) -> io::Result<keys::Digest> {
+    let mut hasher = keys::Hasher::default();
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        match from.read(&mut piece) {
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(count) => hasher.update(piece.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Turns true when the process is told to stop.
@@ -172,4 +189,33 @@ fn stop_signal() -> Result<watch::Receiver<bool>, Failure> {
         std::future::pending::<()>().await;
     });
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that come as slowly as they like, and remember the most that was asked for at once.
+    struct Trickle<'a> {
+        left: usize,
+        most: &'a mut usize,
+    }
+
+    impl Read for Trickle<'_> {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            *self.most = into.len().max(*self.most);
+            let count = self.left.min(into.len()).min(50_021);
+            into[..count].fill(7);
+            self.left -= count;
+            Ok(count)
+        }
+    }
+
+    #[test]
+    fn the_digest_of_a_large_program_takes_little_memory() {
+        let (mut most, size) = (0, 20_000_003);
+        let digest = digest_of(Trickle { left: size, most: &mut most }).unwrap();
+        assert_eq!(digest, keys::Digest::of(&vec![7; size]));
+        assert!(most <= PIECE_BYTES, "{most} bytes at once");
+    }
 }

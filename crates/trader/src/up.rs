@@ -41,9 +41,9 @@ pub(crate) struct UpArgs {
     /// Market days per second, or `max`
     #[arg(long, value_name = "DAYS", default_value = "max", value_parser = speed)]
     speed: Speed,
-    /// Seed of the simulated market; counts at the first start only
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// Seed of the simulated market, 1 unless given; counts at the first start only
+    #[arg(long)]
+    seed: Option<u64>,
     /// Last market day; counts at the first start only
     #[arg(long, value_name = "YYYY-MM-DD")]
     until: Option<Day>,
@@ -77,12 +77,14 @@ pub(crate) async fn up(args: UpArgs) -> Outcome {
     if args.fresh {
         first_start::check_removable(&layout)?;
     }
+    // What is asked for is checked before anything is made or removed: a mistyped day must not cost a state, nor leave one.
+    let request = RunRequest { seed: args.seed, days_per_second: args.speed.0, until: args.until };
+    let plan = first_start::plan_for(&layout, &request, args.fresh)?;
     let lock = lock(&root)?;
     if args.fresh {
         first_start::remove(&layout)?;
     }
-    let request = RunRequest { seed: args.seed, days_per_second: args.speed.0, until: args.until };
-    first_start::prepare(&layout, &request)?;
+    first_start::prepare(&layout, &request, plan)?;
     let started = Instant::now();
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::broken)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::broken)?;

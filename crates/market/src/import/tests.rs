@@ -102,6 +102,122 @@ fn a_large_fall_is_flagged_and_taken() {
     assert_eq!((apple.bars, apple.findings.len()), (2, 0));
 }
 
+/// A table of the closes 75.01, 75.02, … one a day, with some of them replaced (by index).
+fn around_75(count: usize, replaced: &[(usize, &str)]) -> Imported {
+    let first: Day = "2001-01-01".parse().unwrap();
+    let mut text = "Date,A\n".to_owned();
+    for index in 0..count {
+        let own = format!("75.{:02}", index % 100);
+        let close = replaced.iter().find(|(at, _)| *at == index).map_or(own.as_str(), |(_, close)| close);
+        text += &format!("{},{close}\n", first.plus_days(index as i64).unwrap());
+    }
+    read(&text).unwrap()
+}
+
+#[test]
+fn a_price_that_lost_its_decimal_point_is_refused_and_costs_no_row_after_it() {
+    for bad in ["7579.44", "4600", "750", "200", "7.5", "0.76", "0.001", "99999999"] {
+        for at in [1, 2, 50, 97, 98] {
+            let imported = around_75(100, &[(at, bad)]);
+            assert_eq!(named(&imported), vec![(at as u64 + 2, "jump", "refused")], "{bad} at {at}");
+            assert_eq!(imported.bars, 99, "{bad} at {at}");
+        }
+    }
+    let detail = &around_75(9, &[(4, "7579.44")]).findings[0].detail;
+    assert_eq!(detail, "close 7579.44 after 75.03, and the next ones are back where it was");
+}
+
+#[test]
+fn up_to_three_bad_prices_in_succession_cost_only_themselves() {
+    let bad = [(50, "7500"), (51, "7501.5"), (52, "0.75")];
+    for length in 1..=3 {
+        let imported = around_75(100, &bad[..length]);
+        assert_eq!((imported.bars, imported.refused), (100 - length as u64, length as u64));
+    }
+    let imported = around_75(100, &[(50, "7500"), (51, "7501"), (52, "7502")]);
+    assert_eq!((imported.bars, imported.refused), (97, 3));
+}
+
+#[test]
+fn two_bad_prices_just_before_the_end_do_not_cost_the_last_row() {
+    let imported = around_75(20, &[(17, "7500"), (18, "7501")]);
+    assert_eq!(named(&imported), vec![(19, "jump", "refused"), (20, "jump", "refused")]);
+    assert!(closes(&imported, "A").last().unwrap().ends_with(" 75.19"));
+}
+
+#[test]
+fn a_level_that_lasts_is_flagged_once_and_every_row_is_taken() {
+    for factor in ["0.005", "0.05", "10", "99", "100", "5000"] {
+        let level: Vec<(usize, String)> = (50..100)
+            .map(|at| (at, format!("{:.4}", 75.0 * factor.parse::<f64>().unwrap() * (1.0 + at as f64 / 1e4))))
+            .collect();
+        let replaced: Vec<(usize, &str)> = level.iter().map(|(at, close)| (*at, close.as_str())).collect();
+        let imported = around_75(100, &replaced);
+        assert_eq!(named(&imported), vec![(52, "jump", "flagged")], "{factor}");
+        assert_eq!(imported.bars, 100, "{factor}");
+        // A row of the old level among the new ones is then the bad one.
+        let mut mixed = replaced.clone();
+        mixed.retain(|(at, _)| *at != 51);
+        let imported = around_75(100, &mixed);
+        let expected = vec![(52, "jump", "flagged"), (53, "jump", "refused")];
+        assert_eq!((named(&imported), imported.bars), (expected, 99), "{factor}");
+    }
+}
+
+#[test]
+fn a_wild_week_of_real_prices_loses_no_row() {
+    // GameStop, January and February 2021.
+    let text = "Date,GME\n2021-01-22,65.01\n2021-01-25,76.79\n2021-01-26,147.98\n2021-01-27,347.51\n\
+                2021-01-28,193.60\n2021-01-29,325.00\n2021-02-01,225.00\n2021-02-02,90.00\n2021-02-03,92.41\n";
+    let imported = read(text).unwrap();
+    assert_eq!((imported.bars, imported.refused), (9, 0), "{:?}", imported.findings);
+    // A crash that recovers a little, as most do.
+    let imported = read("Date,A\n2001-01-01,10\n2001-01-02,3.9\n2001-01-03,5.1\n2001-01-04,6\n").unwrap();
+    assert_eq!((imported.bars, imported.refused), (4, 0), "{:?}", imported.findings);
+}
+
+#[test]
+fn a_split_after_a_bad_price_does_not_hide_it() {
+    let mut text = LONG.to_owned();
+    for (day, close, split) in
+        [(1, 80, ""), (2, 8000, ""), (3, 40, "2:1"), (4, 41, ""), (5, 20, "2:1"), (6, 20, "")]
+    {
+        text += &format!("A,2001-01-0{day},{close},{close},{close},{close},1,{split}\n");
+    }
+    let imported = read(&text).unwrap();
+    assert_eq!((named(&imported), imported.bars), (vec![(3, "jump", "refused")], 5));
+}
+
+#[test]
+fn a_bad_price_at_the_end_of_a_slice_does_not_cost_the_next_slice() {
+    let known = |close: &str| {
+        BTreeMap::from([(symbol("A"), ("2001-01-02".parse().unwrap(), close.parse().unwrap()))])
+    };
+    // The bad price was the last of its slice, where only its size speaks against it, and was taken.
+    let ended = read("Date,A\n2001-01-01,75.8\n2001-01-02,7579.44\n").unwrap();
+    assert_eq!(named(&ended), vec![(3, "jump", "flagged")]);
+    for close in ["7579.44", "0.5"] {
+        for next in
+            ["2001-01-03,75.24\n2001-01-04,75.3\n", "2001-01-03,75.24\n2001-01-04,75.3\n2001-01-05,74\n"]
+        {
+            let imported = read_after(&format!("Date,A\n{next}"), &known(close)).unwrap();
+            assert_eq!(named(&imported), vec![(2, "jump", "flagged")], "{close}");
+            assert_eq!(imported.bars, next.lines().count() as u64, "{close}");
+        }
+    }
+    // It was refused there: the next slice knows the good close before it.
+    let imported = read_after("Date,A\n2001-01-03,75.24\n", &known("75.8")).unwrap();
+    assert_eq!((imported.bars, imported.findings.len()), (1, 0));
+}
+
+#[test]
+fn the_last_row_of_all_is_judged_by_its_size() {
+    for (close, action) in [("740", "flagged"), ("7400", "flagged"), ("7600", "refused"), ("0.7", "refused")]
+    {
+        assert_eq!(named(&around_75(20, &[(19, close)])), vec![(21, "jump", action)], "{close}");
+    }
+}
+
 #[test]
 fn a_split_explains_its_jump() {
     let imported =
@@ -214,6 +330,22 @@ proptest! {
             prop_assert!(series.splits.is_sorted_by(|a, b| a.day() < b.day()));
             prop_assert!(series.bars.iter().all(|bar| bar.close.micros() > 0 && bar.low <= bar.high));
         }
+    }
+
+    /// Whatever single price is wrong, wherever it is: the rows around it come through.
+    #[test]
+    fn no_single_price_costs_another_row(at in 0_usize..40, micros in prop_oneof![
+        1_i64..i64::MAX / 1_000_000,
+        700_000_i64..800_000,
+        1_000_000_i64..7_000_000_000,
+        7_300_000_000_i64..7_700_000_000,
+    ]) {
+        let bad = Price::from_micros(micros).unwrap().to_string();
+        let imported = around_75(40, &[(at, &bad)]);
+        let good = imported.series[&symbol("A")].bars.iter().filter(|bar| {
+            (74_000_000..77_000_000).contains(&bar.close.micros())
+        });
+        prop_assert!(good.count() >= 39, "{bad} at {at}: {:?}", imported.findings);
     }
 
     #[test]

@@ -166,4 +166,20 @@ fn bad_rows_of_a_file_are_named_and_the_rest_is_imported() {
     }
     assert!(faults.iter().any(|fault| ["out_of_order", "duplicate_day"].contains(fault)));
     assert_eq!(report["bars"], 29, "{report}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("mine is left out") && said.contains("nothing of mine is ever bought"), "{said}");
+    assert!(!said.contains("trades it"), "{said}");
+    let state = directory.path().join("state");
+    let refused = |arguments: &[&str]| {
+        let output =
+            std::process::Command::new(trader()).args(arguments).arg("--dir").arg(&state).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let again = refused(&["data", "import", file.to_str().unwrap()]);
+    assert!(again.contains("is imported already"), "{again}");
+    // Too short, it is not passed over in silence, and nothing is made for a run that cannot be.
+    let up = refused(&["up", "--exit-when-done"]);
+    assert!(up.contains("mine is left out"), "{up}");
+    assert!(!state.join("offline-root").exists(), "{up}");
 }
