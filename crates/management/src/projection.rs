@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use audit::record::Record;
 use serde::{Deserialize, Serialize};
 
+use crate::cases::Incident;
 use crate::control::SCHEDULER;
+use crate::schedule::{ATTEMPTS_MAX, reason_of, stuck_words};
 
 /// Grants remembered for showing, at most; older ones have expired long since.
 const GRANTS_MAX: usize = 2_000;
@@ -36,10 +38,36 @@ pub struct OrderView {
     pub status: String,
     /// Reason code.
     pub reason: String,
-    /// SPIFFE ID of the agent.
-    pub agent: String,
-    /// Task.
+    /// Task. Which agent did it is no property of the order: `trader explain` tells.
     pub task: String,
+    /// What the broker filled.
+    pub fills: Vec<FillView>,
+}
+
+/// A fill, as operators see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FillView {
+    /// Fill.
+    pub id: String,
+    /// Shares.
+    pub quantity: i64,
+    /// Price, millionths of a dollar.
+    pub price: i64,
+    /// Fee, millionths of a dollar.
+    pub fee: i64,
+    /// Market day of the fill.
+    pub market_time: String,
+}
+
+/// A member, as far as the log tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberView {
+    /// Epoch of its identity.
+    pub epoch: u32,
+    /// When its certificate ends, in seconds since the Unix epoch.
+    pub expires: i64,
+    /// `active`, `quarantined` or `reinstated` (to be enrolled anew).
+    pub status: &'static str,
 }
 
 /// A grant, as operators see it.
@@ -80,8 +108,10 @@ pub struct Counts {
     pub rejected: u64,
     /// Grants issued.
     pub grants_issued: u64,
-    /// Requests refused by a guard, and grants refused by policy.
+    /// Grants that policy refused to issue.
     pub grants_denied: u64,
+    /// Requests of members that were refused, with a grant or without.
+    pub requests_refused: u64,
     /// Revocations asked for by people or playbooks; the end of a task is none.
     pub revocations: u64,
     /// Tasks done.
@@ -131,6 +161,20 @@ pub struct Projection {
     pub market_day: String,
     /// Whether the run's end is in the log.
     pub ended: bool,
+    /// Whether everything was stopped and not cleared since.
+    pub killed: bool,
+    /// Position of the revocation log.
+    pub revision: u64,
+    /// Market day of the step whose tasks were announced last.
+    pub step_day: String,
+    /// Incidents by id.
+    pub incidents: BTreeMap<String, Incident>,
+    /// Who enrolled, by SPIFFE ID.
+    pub members: BTreeMap<String, MemberView>,
+    /// Every grant that was ever issued: 16 bytes each.
+    issued: BTreeSet<[u8; 16]>,
+    /// Tasks that were lost since management started, how often, and why the last time.
+    lost: BTreeMap<String, (u32, String)>,
 }
 
 impl Projection {
@@ -154,7 +198,6 @@ impl Projection {
                 price,
                 market_day,
                 task,
-                agent,
                 approved,
                 reason,
                 ..
@@ -169,13 +212,26 @@ impl Projection {
                     market_time: market_day.clone(),
                     status: if *approved { "approved" } else { "rejected" }.to_owned(),
                     reason: reason.clone(),
-                    agent: agent.clone(),
                     task: task.clone(),
+                    fills: Vec::new(),
                 };
                 self.orders.insert(order.clone(), view);
             }
             Record::OrderSent { order } => self.set_status(order, "sent", None),
-            Record::OrderFilled { order, price, .. } => self.set_status(order, "filled", Some(*price)),
+            Record::OrderFilled { order, fill, quantity, price, fee, market_day, .. } => {
+                self.set_status(order, "filled", Some(*price));
+                if let Some(view) = self.orders.get_mut(order)
+                    && view.fills.iter().all(|known| known.id != *fill)
+                {
+                    view.fills.push(FillView {
+                        id: fill.clone(),
+                        quantity: *quantity,
+                        price: *price,
+                        fee: *fee,
+                        market_time: market_day.clone(),
+                    });
+                }
+            }
             Record::OrderEnded { order, status, .. } => self.set_status(order, status, None),
             Record::GrantIssued {
                 grant,
@@ -188,6 +244,7 @@ impl Projection {
                 expires,
                 ..
             } => {
+                self.issued.extend(grant_bytes(grant));
                 if self.grants.len() == GRANTS_MAX {
                     self.grants.pop_front();
                 }
@@ -203,8 +260,23 @@ impl Projection {
                     status: "active".to_owned(),
                 });
             }
-            Record::Revoked { revoked, id, by, .. } => self.strike(revoked, id, by),
+            Record::Revoked { revision, revoked, id, by, .. } => {
+                self.revision = self.revision.max(*revision);
+                self.strike(revoked, id, by);
+            }
+            Record::TaskCreated { market_day, .. } => {
+                if *market_day != self.step_day {
+                    self.step_day.clone_from(market_day);
+                    self.lost.clear();
+                }
+            }
+            Record::TaskEnded { task, outcome, detail, .. } if outcome == "failed" || outcome == "lost" => {
+                let (times, why) = self.lost.entry(task.clone()).or_default();
+                *times += 1;
+                *why = reason_of(detail);
+            }
             Record::TaskEnded { task, outcome, detail, .. } if outcome == "done" => {
+                self.lost.remove(task);
                 if let Some(("report", portfolio)) =
                     task.split_once('/').and_then(|(_, rest)| rest.split_once('/'))
                 {
@@ -223,6 +295,50 @@ impl Projection {
                 }
             }
             Record::RunEnded { .. } => self.ended = true,
+            _ => self.note_people(at_ms, process, record),
+        }
+    }
+
+    /// Who is there, and what people were told and decided.
+    fn note_people(&mut self, at_ms: i64, process: &str, record: &Record) {
+        match record {
+            // Management started again tries everything anew.
+            Record::Started { .. } if process == crate::run::NAME => self.lost.clear(),
+            Record::Enrolled { id, epoch, expires, .. } => {
+                let member = MemberView { epoch: *epoch, expires: *expires, status: "active" };
+                self.members.insert(id.clone(), member);
+            }
+            Record::Quarantined { agent, .. } => {
+                if let Some(member) = self.members.get_mut(agent) {
+                    member.status = "quarantined";
+                }
+            }
+            Record::Killed { .. } => self.killed = true,
+            Record::Enabled { what, .. } if what == "clear_kill" => {
+                self.killed = false;
+                self.lost.clear();
+            }
+            Record::Enabled { what, .. } => {
+                if let Some(member) = self.members.get_mut(what) {
+                    member.status = "reinstated";
+                }
+                for incident in self.incidents.values_mut().filter(|incident| incident.subject == *what) {
+                    incident.open = false;
+                }
+            }
+            Record::IncidentOpened { incident, rule, subject, expected, seen, response } => {
+                let opened = Incident {
+                    id: incident.clone(),
+                    rule: rule.clone(),
+                    subject: subject.clone(),
+                    expected: expected.clone(),
+                    seen: seen.clone(),
+                    response: response.clone(),
+                    opened_ms: at_ms,
+                    open: true,
+                };
+                self.incidents.insert(incident.clone(), opened);
+            }
             _ => {}
         }
     }
@@ -239,7 +355,7 @@ impl Projection {
             Record::OrderFilled { fill, .. } => counts.fills += u64::from(self.fills.insert(fill.clone())),
             Record::GrantIssued { .. } => counts.grants_issued += 1,
             Record::GrantDenied { .. } => counts.grants_denied += 1,
-            Record::Decision { allowed: false, .. } => counts.grants_denied += 1,
+            Record::Decision { allowed: false, .. } => counts.requests_refused += 1,
             Record::Revoked { revoked, by, .. } if by != SCHEDULER && revoked != "task" => {
                 counts.revocations += 1;
             }
@@ -275,6 +391,38 @@ impl Projection {
         }
     }
 
+    /// Whether a grant of this identifier was ever issued.
+    #[must_use]
+    pub fn was_issued(&self, grant: &str) -> bool {
+        grant_bytes(grant).is_some_and(|bytes| self.issued.contains(&bytes))
+    }
+
+    /// Which task failed too often and why, when the run stands still for that.
+    #[must_use]
+    pub fn stuck(&self) -> Option<String> {
+        let stuck = self.lost.iter().find(|(_, (times, _))| *times >= ATTEMPTS_MAX);
+        stuck.filter(|_| !self.killed).map(|(task, (_, why))| stuck_words(task, why))
+    }
+
+    /// The orders by market day and id: the same in every run with the same seed.
+    #[must_use]
+    pub fn orders_in_order(&self) -> Vec<OrderView> {
+        let mut orders: Vec<OrderView> = self.orders.values().cloned().collect();
+        orders.sort_by(|left, right| (&left.market_time, &left.id).cmp(&(&right.market_time, &right.id)));
+        orders
+    }
+
+    /// Equity of all portfolios together at their last closes; one without a close counts with `start`.
+    #[must_use]
+    pub fn equity_now(&self, start: &BTreeMap<String, i64>) -> i64 {
+        start
+            .iter()
+            .map(|(name, cash)| {
+                self.equity.get(name).and_then(|days| days.last()).map_or(*cash, |(_, equity, _)| *equity)
+            })
+            .fold(0_i64, i64::saturating_add)
+    }
+
     /// The grants, with those whose time is up marked as expired.
     #[must_use]
     pub fn grants_at(&self, now: i64) -> Vec<GrantView> {
@@ -303,6 +451,11 @@ impl Projection {
             })
             .collect()
     }
+}
+
+/// A grant's identifier in bytes, when it is written as one: 32 hexadecimal digits in lower case.
+fn grant_bytes(grant: &str) -> Option<[u8; 16]> {
+    keys::from_hex(grant).ok().filter(|bytes: &[u8; 16]| keys::to_hex(bytes) == grant)
 }
 
 /// What an operator should read as it happens.
@@ -373,5 +526,107 @@ mod tests {
         let expected = [("2000-01-03", 14), ("2000-01-04", 16), ("2000-01-05", 17)];
         assert_eq!(projection.total_equity(&start), expected.map(|(day, equity)| (day.to_owned(), equity)));
         assert_eq!(projection.counts.days, 3);
+    }
+
+    fn issued(grant: &str) -> Record {
+        Record::GrantIssued {
+            grant: grant.into(),
+            task: "2000-01-03/collect/core".into(),
+            holder: "spiffe://t/agent/agent-1".into(),
+            audience: "market".into(),
+            actions: vec!["write_bars".into()],
+            portfolio: Some("core".into()),
+            market_day: "2000-01-03".into(),
+            expires: 300,
+            policy: String::new(),
+            policies: Vec::new(),
+            digest: String::new(),
+        }
+    }
+
+    #[test]
+    fn every_grant_that_was_issued_is_known_however_many_came_after_it() {
+        let mut projection = Projection::default();
+        for number in 0..=GRANTS_MAX {
+            projection.apply(0, "management", &issued(&format!("{number:032x}")));
+        }
+        assert_eq!(projection.grants.len(), GRANTS_MAX);
+        assert!(projection.was_issued(&format!("{:032x}", 0)), "the oldest is not shown any more, but known");
+        assert!(projection.was_issued(&format!("{:032x}", 10)));
+        for never in ["zzz", "", &format!("{:032X}", 10), &format!("{:032x}", GRANTS_MAX + 1), "0a"] {
+            assert!(!projection.was_issued(never), "{never}");
+        }
+    }
+
+    #[test]
+    fn refused_requests_and_denied_grants_are_counted_apart() {
+        let mut projection = Projection::default();
+        let refused = Record::Decision {
+            action: "read_bars".into(),
+            route: "GET /v1/panel".into(),
+            peer: "spiffe://t/agent/agent-1".into(),
+            grant: None,
+            task: None,
+            allowed: false,
+            reason: "no_grant".into(),
+        };
+        projection.apply(0, "unit-market-1", &refused);
+        projection.apply(0, "unit-market-1", &refused);
+        assert_eq!((projection.counts.grants_denied, projection.counts.requests_refused), (0, 2));
+        let denied = Record::GrantDenied {
+            task: "t".into(),
+            holder: "spiffe://t/agent/agent-1".into(),
+            audience: "market".into(),
+            reason: "forbidden".into(),
+        };
+        projection.apply(0, "management", &denied);
+        assert_eq!((projection.counts.grants_denied, projection.counts.requests_refused), (1, 2));
+    }
+
+    #[test]
+    fn the_log_alone_tells_who_is_there_what_was_found_and_why_the_run_stands_still() {
+        let agent = "spiffe://t/agent/agent-1";
+        let mut projection = Projection::default();
+        let failed = Record::TaskEnded {
+            task: "2000-01-03/collect/core".into(),
+            holder: agent.into(),
+            outcome: "failed".into(),
+            detail: serde_json::json!({ "error": "no such source" }),
+        };
+        for record in [
+            Record::Enrolled { id: agent.into(), epoch: 2, key: String::new(), expires: 9 },
+            Record::IncidentOpened {
+                incident: "i".into(),
+                rule: "refusal_burst".into(),
+                subject: agent.into(),
+                expected: "few".into(),
+                seen: "many".into(),
+                response: vec!["notify".into()],
+            },
+            Record::Quarantined { agent: agent.into(), reason: "test".into() },
+            Record::Killed { by: "owner".into(), reason: "test".into() },
+        ] {
+            projection.apply(7, "management", &record);
+        }
+        let status = |projection: &Projection| projection.members.get(agent).map(|member| member.status);
+        let open = |projection: &Projection| projection.incidents.get("i").map(|incident| incident.open);
+        assert_eq!((status(&projection), open(&projection)), (Some("quarantined"), Some(true)));
+        assert!(projection.killed);
+        for what in ["clear_kill", agent] {
+            let enabled =
+                Record::Enabled { what: what.into(), asked_by: "a".into(), approved_by: "b".into() };
+            projection.apply(8, "management", &enabled);
+        }
+        assert_eq!((status(&projection), open(&projection)), (Some("reinstated"), Some(false)));
+        assert!(!projection.killed);
+        (1..ATTEMPTS_MAX).for_each(|_| projection.apply(9, "management", &failed));
+        assert_eq!(projection.stuck(), None);
+        projection.apply(9, "management", &failed);
+        let said = "task 2000-01-03/collect/core failed 20 times; the last reason: no such source";
+        assert_eq!(projection.stuck().as_deref(), Some(said));
+        projection.apply(9, "agent-1", &Record::Started { program: String::new() });
+        assert!(projection.stuck().is_some(), "an agent that starts again mends nothing");
+        projection.apply(9, "management", &Record::Started { program: String::new() });
+        assert_eq!(projection.stuck(), None, "whoever starts again tries again");
     }
 }

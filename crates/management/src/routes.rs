@@ -10,11 +10,13 @@ use axum::response::Response;
 use identity::{PeerClass, SpiffeId};
 use serde::{Deserialize, Serialize};
 use wire::api::{QueueRequest, RevocationPoll, RoleReply, StatusReply, StatusReport};
-use wire::guard::{Needs, Operation, Pass, Routes, Touched, from_json, json, query_value};
+use wire::guard::{
+    Ask, Door, Needs, Operation, Pass, Routes, Touched, Verdict, from_json, json, query_value,
+};
 use wire::journal::Journal;
 use wire::problem::Problem;
 
-use crate::cases::{Incident, Proposal, RevocationProof};
+use crate::cases::{Approval, Incident, NO_SUCH_PROPOSAL, OWN_PROPOSAL, Proposal, RevocationProof};
 use crate::control::Control;
 use crate::door::ControlDoor;
 use crate::joiner::{JoinError, Joiner};
@@ -49,7 +51,7 @@ pub fn member_routes(shared: Arc<Shared>, journal: Arc<Journal>) -> Routes<Share
 
 /// Routes for operators.
 pub fn operator_routes(shared: Arc<Shared>, journal: Arc<Journal>) -> Routes<Shared> {
-    let door = Arc::new(ControlDoor::new(shared.control.clone()));
+    let door = Arc::new(OperatorsDoor(ControlDoor::new(shared.control.clone())));
     Routes::new(shared, door, journal)
         .with::<ReadSummary>()
         .with::<ReadAgents>()
@@ -65,6 +67,32 @@ pub fn operator_routes(shared: Arc<Shared>, journal: Arc<Journal>) -> Routes<Sha
         .with::<CreateTicket>()
         .with::<Propose>()
         .with::<Approve>()
+}
+
+/// Management's door, with words for a person whose approval policy refuses. It changes no decision.
+struct OperatorsDoor(ControlDoor);
+
+impl Door for OperatorsDoor {
+    fn decide(&self, ask: &Ask<'_>) -> Verdict {
+        let verdict = self.0.decide(ask);
+        let is_approval = ask.needs == Needs::Operator(OperatorAction::Approve);
+        match verdict {
+            Verdict::Deny { code, detail, retryable, grant }
+                if is_approval && ask.peer.class == PeerClass::Operators =>
+            {
+                let (code, detail) = match &ask.touched.proposer {
+                    // Policy lets nobody approve what nobody proposed.
+                    None => (NO_SUCH_PROPOSAL.0.to_owned(), NO_SUCH_PROPOSAL.1.to_owned()),
+                    Some(proposer) if proposer == ask.peer.id.as_str() => {
+                        (code, format!("{OWN_PROPOSAL} (policy {detail})"))
+                    }
+                    Some(_) => (code, detail),
+                };
+                Verdict::Deny { code, detail, retryable, grant }
+            }
+            verdict => verdict,
+        }
+    }
 }
 
 /// The process name that an identity journals under.
@@ -206,6 +234,8 @@ pub struct Summary {
     pub revision: u64,
     /// Open incidents.
     pub incidents_open: usize,
+    /// Which task failed too often and why, when the run stands still for that, and not because a person stopped it.
+    pub halted: Option<String>,
 }
 
 /// A member, as operators see it.
@@ -243,12 +273,7 @@ fn summary(control: &Control) -> Summary {
     let state = control.state();
     let view = control.projection();
     let equity_start = start.values().fold(0_i64, |sum, cash| sum.saturating_add(*cash));
-    let equity = start
-        .iter()
-        .map(|(name, cash)| {
-            view.equity.get(name).and_then(|days| days.last()).map_or(*cash, |(_, equity, _)| *equity)
-        })
-        .fold(0_i64, i64::saturating_add);
+    let equity = view.equity_now(&start);
     Summary {
         state: match state.schedule.halted() {
             Some(why) => why.to_owned(),
@@ -264,6 +289,7 @@ fn summary(control: &Control) -> Summary {
         ended: view.ended,
         revision: state.revocations.head(),
         incidents_open: state.incidents.values().filter(|incident| incident.open).count(),
+        halted: state.schedule.stuck().map(str::to_owned),
     }
 }
 
@@ -339,8 +365,7 @@ read_route!(ReadGrants, "/v1/grants", |control, query| {
     grants.into_iter().skip(from).collect::<Vec<_>>()
 });
 read_route!(ReadOrders, "/v1/orders", |control, query| {
-    let mut orders: Vec<OrderView> = control.projection().orders.values().cloned().collect();
-    orders.sort_by(|left, right| (&left.market_time, &left.id).cmp(&(&right.market_time, &right.id)));
+    let orders: Vec<OrderView> = control.projection().orders_in_order();
     let from = orders.len().saturating_sub(limit(query));
     orders.into_iter().skip(from).collect::<Vec<_>>()
 });
@@ -472,15 +497,20 @@ impl Operation for Propose {
 
     async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
         let control = &state.control;
-        let target = match self.0.action.as_str() {
-            "reinstate_agent" => agent_id(control, &self.0.target)?.to_string(),
-            _ => self.0.target,
-        };
+        let target = target_of(control, &self.0.action, &self.0.target)?;
         json(&control.propose(&self.0.action, &target, pass.peer.id.as_str())?)
     }
 }
 
-struct Approve(Aim);
+/// What takes two people is done to: an agent by its SPIFFE ID, however the person named it.
+fn target_of(control: &Control, action: &str, target: &str) -> Result<String, Problem> {
+    match action {
+        "reinstate_agent" => Ok(agent_id(control, target)?.to_string()),
+        _ => Ok(target.to_owned()),
+    }
+}
+
+struct Approve(Approval);
 
 impl Operation for Approve {
     type State = Shared;
@@ -493,15 +523,18 @@ impl Operation for Approve {
     }
 
     fn touched(&self, state: &Shared) -> Touched {
-        let proposal = state.control.open_proposal(&self.0.target);
+        let Approval { proposal, action, target, .. } = &self.0;
+        let open = state.control.open_proposal(proposal);
         Touched {
-            target: self.0.target.clone(),
-            proposer: proposal.map(|proposal| proposal.proposer),
+            // What the person meant to approve, for the log.
+            target: format!("{proposal} {action} {target}"),
+            proposer: open.map(|proposal| proposal.proposer),
             ..Touched::default()
         }
     }
 
     async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
-        json(&state.control.approve(&self.0.target, pass.peer.id.as_str())?)
+        let target = target_of(&state.control, &self.0.action, &self.0.target)?;
+        json(&state.control.approve(&Approval { target, ..self.0 }, pass.peer.id.as_str())?)
     }
 }

@@ -17,6 +17,12 @@ use crate::plan::{Plan, PortfolioStep, Step};
 pub const TASK_LEASE_MS: i64 = 60_000;
 /// How often a task is tried before the run stops and asks for a person.
 pub const ATTEMPTS_MAX: u32 = 20;
+/// Pause before a task that was lost once is tried again, in milliseconds; each further loss doubles it.
+pub const RETRY_FIRST_MS: i64 = 50;
+/// The longest pause between two tries of one task, in milliseconds: all tries together take about half a minute.
+pub const RETRY_MAX_MS: i64 = 2_000;
+/// Longest reason that is kept of a task that failed, in characters: it may be in a module's own words.
+const REASON_CHARS_MAX: usize = 300;
 
 /// Where a task stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,20 +86,33 @@ pub struct Lost {
     pub grants: Vec<String>,
 }
 
+/// How often a task was lost since management started, and when it may be tried again.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tries {
+    lost: u32,
+    /// Milliseconds since the Unix epoch.
+    not_before_ms: i64,
+}
+
 /// The scheduler's state.
 pub struct Schedule {
     plan: Plan,
     /// Index of the step that is under way.
     step: usize,
     tasks: BTreeMap<String, ScheduledTask>,
+    /// Tasks of the step that were lost. Not stored: who starts again after mending the cause has all tries anew.
+    tries: BTreeMap<String, Tries>,
     halted: Option<String>,
+    /// Whether it stands still because a task was lost too often, and not because a person stopped it.
+    stuck: bool,
 }
 
 impl Schedule {
     /// Starts at a step, with what is known of its tasks from before a restart.
     #[must_use]
     pub fn new(plan: Plan, step: usize, known: Vec<ScheduledTask>) -> Self {
-        let mut schedule = Self { plan, step, tasks: BTreeMap::new(), halted: None };
+        let mut schedule =
+            Self { plan, step, tasks: BTreeMap::new(), tries: BTreeMap::new(), halted: None, stuck: false };
         schedule.load_step();
         for task in known {
             if schedule.tasks.contains_key(&task.id) {
@@ -127,14 +146,24 @@ impl Schedule {
         self.halted.as_deref()
     }
 
+    /// Which task was lost too often and why, when that is what the run stands still for; nothing while a person has
+    /// stopped it.
+    #[must_use]
+    pub fn stuck(&self) -> Option<&str> {
+        self.halted.as_deref().filter(|_| self.stuck)
+    }
+
     /// Hands out no task any more.
     pub fn halt(&mut self, reason: &str) {
         self.halted = Some(reason.to_owned());
+        self.stuck = false;
     }
 
-    /// Hands out tasks again.
+    /// Hands out tasks again, each as if it had never been lost.
     pub fn resume(&mut self) {
         self.halted = None;
+        self.stuck = false;
+        self.tries.clear();
     }
 
     /// The tasks of the step under way.
@@ -159,6 +188,7 @@ impl Schedule {
     }
 
     fn load_step(&mut self) {
+        self.tries.clear();
         self.tasks = match self.plan.steps.get(self.step) {
             Some(step) => {
                 tasks_of(&self.plan, step).into_iter().map(|task| (task.id.clone(), task)).collect()
@@ -167,17 +197,32 @@ impl Schedule {
         };
     }
 
-    /// The first task that this holder could take, if any.
+    /// The first task that this holder could take now, if any.
     #[must_use]
-    pub fn next_for(&self, taker: Taker) -> Option<&ScheduledTask> {
-        if self.halted.is_some() {
-            return None;
-        }
-        self.tasks.values().find(|task| {
-            task.state == TaskState::Ready
+    pub fn next_for(&self, taker: Taker, now_ms: i64) -> Option<&ScheduledTask> {
+        self.ready_for(taker).find(|task| self.pause_of(&task.id, now_ms) == 0)
+    }
+
+    /// In how many milliseconds the first of the tasks that only wait for their next try may be taken.
+    #[must_use]
+    pub fn pause_for(&self, taker: Taker, now_ms: i64) -> Option<i64> {
+        self.ready_for(taker).map(|task| self.pause_of(&task.id, now_ms)).min()
+    }
+
+    /// Tasks that nothing keeps from this holder, but for the pause between two tries.
+    fn ready_for(&self, taker: Taker) -> impl Iterator<Item = &ScheduledTask> {
+        self.tasks.values().filter(move |task| {
+            self.halted.is_none()
+                && task.state == TaskState::Ready
                 && taker_of(task.kind) == taker
                 && task.waits_for.iter().all(|id| self.is_done(id))
         })
+    }
+
+    fn pause_of(&self, id: &str, now_ms: i64) -> i64 {
+        let pause = self.tries.get(id).map_or(0, |tries| tries.not_before_ms.saturating_sub(now_ms));
+        // A pause longer than the longest was made by a clock that has been set back since: it is over.
+        if (0..=RETRY_MAX_MS).contains(&pause) { pause } else { 0 }
     }
 
     fn is_done(&self, id: &str) -> bool {
@@ -220,12 +265,18 @@ impl Schedule {
         }
     }
 
-    /// A holder gives a task back undone. Returns what was lost by it, or nothing when it was not his.
-    pub fn give_back(&mut self, id: &str, holder: &str, attempt: u32) -> Option<Lost> {
+    /// A holder gives a task back undone, and says why. Returns what was lost by it, or nothing when it was not his.
+    pub fn give_back(
+        &mut self,
+        id: &str,
+        holder: &str,
+        attempt: u32,
+        (now_ms, why): (i64, &str),
+    ) -> Option<Lost> {
         if !self.holds(id, holder, attempt) {
             return None;
         }
-        self.release_where(|task| task.id == id).pop()
+        self.release_where(|task| task.id == id, now_ms, why).pop()
     }
 
     /// Takes a task off the run, if it is with this holder: nobody has a task cancelled by what they say of it, unless
@@ -241,18 +292,17 @@ impl Schedule {
     }
 
     /// Everything that a holder has goes back to the queue: it asks for a new task, or must have none.
-    pub fn release(&mut self, holder: &str) -> Vec<Lost> {
-        self.release_where(|task| task.is_with(holder))
+    pub fn release(&mut self, holder: &str, now_ms: i64, why: &str) -> Vec<Lost> {
+        self.release_where(|task| task.is_with(holder), now_ms, why)
     }
 
     /// Tasks whose time is up go back to the queue.
-    pub fn expire(&mut self, now_ms: i64) -> Vec<Lost> {
-        self.release_where(
-            |task| matches!(&task.state, TaskState::Taken { until_ms, .. } if *until_ms < now_ms),
-        )
+    pub fn expire(&mut self, now_ms: i64, why: &str) -> Vec<Lost> {
+        let over = |task: &ScheduledTask| matches!(&task.state, TaskState::Taken { until_ms, .. } if *until_ms < now_ms);
+        self.release_where(over, now_ms, why)
     }
 
-    fn release_where(&mut self, lost: impl Fn(&ScheduledTask) -> bool) -> Vec<Lost> {
+    fn release_where(&mut self, lost: impl Fn(&ScheduledTask) -> bool, now_ms: i64, why: &str) -> Vec<Lost> {
         let mut all = Vec::new();
         for task in self.tasks.values_mut().filter(|task| lost(task)) {
             if let TaskState::Taken { holder, .. } = &task.state {
@@ -260,8 +310,13 @@ impl Schedule {
                 all.push(Lost { task: task.id.clone(), holder: holder.clone(), grants });
             }
             task.state = TaskState::Ready;
-            if task.attempt >= ATTEMPTS_MAX {
-                self.halted = Some(format!("task {} failed {ATTEMPTS_MAX} times", task.id));
+            let tries = self.tries.entry(task.id.clone()).or_default();
+            tries.lost = tries.lost.saturating_add(1);
+            tries.not_before_ms = now_ms.saturating_add(retry_pause_ms(tries.lost));
+            // Who was stopped by a person stays so, whatever fails meanwhile: only people clear that.
+            if tries.lost >= ATTEMPTS_MAX && self.halted.is_none() {
+                self.halted = Some(stuck_words(&task.id, why));
+                self.stuck = true;
             }
         }
         all
@@ -272,6 +327,24 @@ impl ScheduledTask {
     fn is_with(&self, who: &str) -> bool {
         matches!(&self.state, TaskState::Taken { holder, .. } if holder == who)
     }
+}
+
+/// The pause after a task was lost for the n-th time, in milliseconds.
+fn retry_pause_ms(lost: u32) -> i64 {
+    let doubled = 1_i64.checked_shl(lost.saturating_sub(1)).unwrap_or(i64::MAX);
+    RETRY_FIRST_MS.saturating_mul(doubled).clamp(RETRY_FIRST_MS, RETRY_MAX_MS)
+}
+
+/// What is said of a task that was lost too often; the last reason may be a module's words.
+pub(crate) fn stuck_words(task: &str, why: &str) -> String {
+    let why: String = why.chars().filter(|letter| !letter.is_control()).take(REASON_CHARS_MAX).collect();
+    format!("task {task} failed {ATTEMPTS_MAX} times; the last reason: {why}")
+}
+
+/// Why a task ended undone, as its holder said it: in words, or as an object with an `error`.
+pub(crate) fn reason_of(detail: &Value) -> String {
+    let said = detail.get("error").unwrap_or(detail);
+    said.as_str().map_or_else(|| said.to_string(), str::to_owned)
 }
 
 /// Who does tasks of a kind.
@@ -397,7 +470,7 @@ mod tests {
     }
 
     fn run(schedule: &mut Schedule, taker: Taker, holder: &str) -> Option<String> {
-        let id = schedule.next_for(taker)?.id.clone();
+        let id = schedule.next_for(taker, 0)?.id.clone();
         let attempt = schedule.take(&id, holder, 0)?.attempt;
         assert!(schedule.done(&id, holder, attempt));
         Some(id)
@@ -406,9 +479,9 @@ mod tests {
     #[test]
     fn a_step_goes_collect_session_analyse_rebalance_then_the_next_step() {
         let mut schedule = Schedule::new(plan(), 0, Vec::new());
-        assert!(schedule.next_for(Taker::Desk).is_none());
+        assert!(schedule.next_for(Taker::Desk, 0).is_none());
         assert_eq!(run(&mut schedule, Taker::Agent, "a").as_deref(), Some("1993-01-04/collect/core"));
-        assert!(schedule.next_for(Taker::Agent).is_none());
+        assert!(schedule.next_for(Taker::Agent, 0).is_none());
         assert_eq!(run(&mut schedule, Taker::Desk, "d").as_deref(), Some("1993-01-04/session/all"));
         assert_eq!(run(&mut schedule, Taker::Agent, "a").as_deref(), Some("1993-01-04/analyse/core"));
         assert!(!schedule.advance());
@@ -427,14 +500,14 @@ mod tests {
         let id = "1993-01-04/collect/core";
         assert_eq!(schedule.take(id, "a", 0).unwrap().attempt, 1);
         assert!(schedule.take(id, "b", 0).is_none(), "a task is with one holder at most");
-        assert!(schedule.expire(TASK_LEASE_MS).is_empty());
-        assert_eq!(schedule.expire(TASK_LEASE_MS + 1).len(), 1);
+        assert!(schedule.expire(TASK_LEASE_MS, "late").is_empty());
+        assert_eq!(schedule.expire(TASK_LEASE_MS + 1, "late").len(), 1);
         assert_eq!(schedule.take(id, "b", 0).unwrap().attempt, 2);
         assert!(!schedule.done(id, "a", 1), "the old attempt is dead");
         assert!(!schedule.done(id, "b", 1));
         schedule.note_grants(id, vec!["g".into()]);
         let lost = Lost { task: id.into(), holder: "b".into(), grants: vec!["g".into()] };
-        assert_eq!(schedule.release("b"), vec![lost], "the grants of an attempt die with it");
+        assert_eq!(schedule.release("b", 0, "crashed"), vec![lost], "the grants of an attempt die with it");
     }
 
     #[test]
@@ -446,18 +519,78 @@ mod tests {
         assert!(!schedule.cancel(id, "b"));
         assert!(schedule.cancel(id, "a"));
         assert!(!schedule.cancel(id, "a"), "it is done with");
-        assert!(schedule.next_for(Taker::Desk).is_some(), "the step goes on without it");
+        assert!(schedule.next_for(Taker::Desk, 0).is_some(), "the step goes on without it");
+    }
+
+    /// Fails the first task over and over, each time as soon as it may be tried; the times at which it was.
+    fn fail_until_stuck(schedule: &mut Schedule, holder: &str) -> Vec<i64> {
+        let (mut now, mut times) = (1_000, Vec::new());
+        while schedule.halted().is_none() {
+            let Some(task) = schedule.next_for(Taker::Agent, now) else {
+                now += schedule.pause_for(Taker::Agent, now).unwrap();
+                continue;
+            };
+            let id = task.id.clone();
+            let attempt = schedule.take(&id, holder, now).unwrap().attempt;
+            assert!(schedule.give_back(&id, holder, attempt, (now, "no\u{1b}such source")).is_some());
+            times.push(now);
+        }
+        times
     }
 
     #[test]
-    fn a_task_that_always_fails_halts_the_run() {
+    fn a_task_that_always_fails_is_tried_less_and_less_often_and_then_halts_the_run() {
         let mut schedule = Schedule::new(plan(), 0, Vec::new());
-        for attempt in 1..=ATTEMPTS_MAX {
-            let id = schedule.next_for(Taker::Agent).unwrap().id.clone();
-            schedule.take(&id, "a", 0).unwrap();
-            assert!(schedule.give_back(&id, "a", attempt).is_some());
+        let times = fail_until_stuck(&mut schedule, "a");
+        let pauses: Vec<i64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert_eq!(pauses[..7], [50, 100, 200, 400, 800, 1_600, 2_000]);
+        assert!(pauses[7..].iter().all(|pause| *pause == RETRY_MAX_MS), "{pauses:?}");
+        assert_eq!(times.len(), ATTEMPTS_MAX as usize);
+        let said = "task 1993-01-04/collect/core failed 20 times; the last reason: nosuch source";
+        assert_eq!((schedule.halted(), schedule.stuck()), (Some(said), Some(said)));
+        assert!(schedule.next_for(Taker::Agent, i64::MAX).is_none());
+        schedule.resume();
+        assert!(schedule.next_for(Taker::Agent, 0).is_some(), "who goes on has all tries anew");
+        assert_eq!(fail_until_stuck(&mut schedule, "a").len(), ATTEMPTS_MAX as usize);
+    }
+
+    #[test]
+    fn who_starts_again_has_all_tries_anew_and_old_attempts_stay_dead() {
+        let mut schedule = Schedule::new(plan(), 0, Vec::new());
+        fail_until_stuck(&mut schedule, "a");
+        let mut again = Schedule::new(plan(), 0, schedule.tasks().cloned().collect());
+        let id = again.next_for(Taker::Agent, 0).unwrap().id.clone();
+        assert_eq!(again.take(&id, "a", 0).unwrap().attempt, ATTEMPTS_MAX + 1);
+        again.give_back(&id, "a", ATTEMPTS_MAX + 1, (0, "again")).unwrap();
+        assert!(again.halted().is_none());
+    }
+
+    #[test]
+    fn another_task_is_not_kept_waiting_by_one_that_failed() {
+        let mut schedule = Schedule::new(plan(), 0, Vec::new());
+        let id = "1993-01-04/collect/core";
+        schedule.take(id, "a", 0).unwrap();
+        schedule.give_back(id, "a", 1, (0, "failed")).unwrap();
+        assert_eq!(
+            (schedule.pause_for(Taker::Agent, 0), schedule.pause_for(Taker::Desk, 0)),
+            (Some(50), None)
+        );
+        assert!(schedule.next_for(Taker::Agent, 49).is_none());
+        assert!(schedule.next_for(Taker::Agent, 50).is_some());
+        assert!(schedule.next_for(Taker::Agent, -100_000).is_some(), "the clock was set back");
+    }
+
+    #[test]
+    fn what_a_person_stopped_is_not_taken_for_a_failure() {
+        let mut schedule = Schedule::new(plan(), 0, Vec::new());
+        let id = "1993-01-04/collect/core";
+        for attempt in 1..ATTEMPTS_MAX {
+            schedule.take(id, "a", 0).unwrap();
+            schedule.give_back(id, "a", attempt, (0, "failed")).unwrap();
         }
-        assert!(schedule.halted().is_some());
-        assert!(schedule.next_for(Taker::Agent).is_none());
+        schedule.take(id, "a", 0).unwrap();
+        schedule.halt("stopped by a person");
+        schedule.give_back(id, "a", ATTEMPTS_MAX, (0, "failed")).unwrap();
+        assert_eq!((schedule.halted(), schedule.stuck()), (Some("stopped by a person"), None));
     }
 }

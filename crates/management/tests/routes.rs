@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use audit::record::Record;
 use identity::{PeerClass, SpiffeId};
+use management::cases::{Approval, Proposal};
 use serde_json::{Value, json};
 use testkit::denials::{Asked, Place, Sample, gaps, peer_of, send};
 use testkit::house::{House, TRUST_DOMAIN};
@@ -55,8 +56,8 @@ const UNITS: [PeerClass; 4] = [PeerClass::Market, PeerClass::News, PeerClass::Re
 struct Row {
     method: Method,
     path: &'static str,
-    /// What is asked; told the proposal that waits for a second person.
-    ask: fn(&str) -> Option<Value>,
+    /// What is asked; told the approval of the proposal that waits for a second person.
+    ask: fn(&Approval) -> Option<Value>,
     /// Whether this class of members may; for operators' routes, see [`OWN`].
     may: fn(PeerClass) -> bool,
 }
@@ -65,7 +66,7 @@ fn get(path: &'static str, may: fn(PeerClass) -> bool) -> Row {
     Row { method: Method::GET, path, ask: |_| None, may }
 }
 
-fn post(path: &'static str, ask: fn(&str) -> Option<Value>, may: fn(PeerClass) -> bool) -> Row {
+fn post(path: &'static str, ask: fn(&Approval) -> Option<Value>, may: fn(PeerClass) -> bool) -> Row {
     Row { method: Method::POST, path, ask, may }
 }
 
@@ -87,6 +88,9 @@ const LAST_WORDS: &str = "/v1/status";
 /// The one thing that an operator may not do with what they proposed.
 const OWN: &str = "/v1/approvals";
 
+/// A grant that was issued.
+const GRANT: &str = "00112233445566778899aabbccddeeff";
+
 /// What operators may do, in an order in which all of it succeeds. A new route gets a line here.
 fn operator_rows() -> Vec<Row> {
     let operator = |class| class == PeerClass::Operators;
@@ -99,10 +103,10 @@ fn operator_rows() -> Vec<Row> {
         get("/v1/events", operator),
         get("/v1/proposals", operator),
         get("/v1/equity", operator),
-        post("/v1/approvals", aim, operator),
+        post("/v1/approvals", |approval| Some(json!(approval)), operator),
         post("/v1/proposals", |_| propose(&agent("agent-3")), operator),
         post("/v1/tickets", |_| aim(agent("agent-5").as_str()), operator),
-        post("/v1/revoke/grant", |_| aim("00112233445566778899aabbccddeeff"), operator),
+        post("/v1/revoke/grant", |_| aim(GRANT), operator),
         post("/v1/revoke/agent", |_| aim(agent("agent-4").as_str()), operator),
         post("/v1/kill", |_| aim("everything"), operator),
     ]
@@ -112,6 +116,12 @@ fn aim(target: &str) -> Option<Value> {
     Some(json!({ "target": target, "reason": "test" }))
 }
 
+/// An approval of something by its number alone.
+fn approval(proposal: &str) -> Approval {
+    let (action, target) = ("reinstate_agent".to_owned(), agent("agent-2").to_string());
+    Approval { proposal: proposal.to_owned(), action, target, digest: String::new() }
+}
+
 fn propose(target: &SpiffeId) -> Option<Value> {
     Some(json!({ "action": "reinstate_agent", "target": target }))
 }
@@ -119,10 +129,10 @@ fn propose(target: &SpiffeId) -> Option<Value> {
 impl World {
     /// Sends a row's request and returns status and code, having seen that a refusal changed nothing but the journal, and
     /// that the journal says what was decided of whom.
-    async fn ask(&self, place: &Place, row: &Row, peer: &Peer, proposal: &str) -> (u16, String) {
+    async fn ask(&self, place: &Place, row: &Row, peer: &Peer, approval: &Approval) -> (u16, String) {
         let what = format!("{} {} for {}", row.method, row.path, peer.id);
         let (effects, before) = (self.effects(), self.records().len());
-        let asked: Asked = (String::new(), (row.ask)(proposal));
+        let asked: Asked = (String::new(), (row.ask)(approval));
         let (status, body) = send(&place.router, peer, &row.method, row.path, None, &asked).await;
         let code = if status == 200 { String::new() } else { Problem::parse(status, &body).code };
         let new: Vec<Record> = self.records().split_off(before);
@@ -190,13 +200,14 @@ fn check(row: &Row, who: &str, answer: &(u16, String), code: &str) {
 
 async fn members() -> Matrix {
     let (house, rows, mut matrix) = (House::new(), member_rows(), Matrix::new());
+    let none = approval("");
     for (who, class, standing) in MEMBERS {
         let world = World::new();
         let peer = peer_of(&house, class).await;
         world.stand(&peer, standing);
         assert_eq!(missing(&world.members, &rows), [""; 0]);
         for (number, row) in rows.iter().enumerate() {
-            let answer = world.ask(&world.members, row, &peer, "").await;
+            let answer = world.ask(&world.members, row, &peer, &none).await;
             check(row, who, &answer, expected(row, class, standing));
             line(&mut matrix, number, &world.members, row, who, &answer);
         }
@@ -215,11 +226,12 @@ async fn operators() -> Matrix {
         for name in ["agent-2", "agent-3"] {
             world.control.revoke_agent(&agent(name), operator("second").as_str(), "test").unwrap();
         }
+        world.issued(GRANT);
         let target = agent("agent-2").to_string();
         let proposal = world.control.propose("reinstate_agent", &target, proposer.as_str()).unwrap();
         assert_eq!(missing(&world.operators, &rows), [""; 0]);
         for (number, row) in rows.iter().enumerate() {
-            let answer = world.ask(&world.operators, row, &peer, &proposal.id).await;
+            let answer = world.ask(&world.operators, row, &peer, &proposal.approval()).await;
             let own = row.path == OWN && proposer == peer.id;
             assert!((row.may)(peer.class), "operators' routes are for operators");
             check(row, who, &answer, if own { "forbidden" } else { "" });
@@ -316,4 +328,122 @@ fn a_route_without_a_row_is_noticed_and_so_is_a_row_without_a_route() {
             ]
         );
     }
+}
+
+/// An operator's request, with the answer's status and problem.
+async fn post_as(world: &World, peer: &Peer, path: &str, body: Value) -> (u16, Problem) {
+    let asked: Asked = (String::new(), Some(body));
+    let (status, body) = send(&world.operators.router, peer, &Method::POST, path, None, &asked).await;
+    (status, Problem::parse(status, &body))
+}
+
+/// An agent of the system's own trust domain, as a name alone means it.
+fn here(world: &World, name: &str) -> SpiffeId {
+    SpiffeId::agent(&world.control.authorities.trust_domain, name).unwrap()
+}
+
+/// A stopped system with an agent in quarantine, and two proposals of another person: to let each go on.
+async fn two_proposals() -> (World, Peer, Proposal, Proposal) {
+    let (house, world) = (House::new(), World::new());
+    let peer = peer_of(&house, PeerClass::Operators).await;
+    let (second, bad) = (operator("second"), here(&world, "agent-2"));
+    world.enrol(&bad, 1, [1; 32]);
+    world.control.revoke_agent(&bad, second.as_str(), "test").unwrap();
+    world.control.kill(second.as_str(), "test").unwrap();
+    let reinstate = world.control.propose("reinstate_agent", bad.as_str(), second.as_str()).unwrap();
+    let clear = world.control.propose("clear_kill", "everything", second.as_str()).unwrap();
+    (world, peer, reinstate, clear)
+}
+
+#[tokio::test]
+async fn nobody_approves_something_else_than_what_they_were_shown() {
+    let (world, peer, reinstate, clear) = two_proposals().await;
+    let bad = here(&world, "agent-2");
+    let good = reinstate.approval();
+    let (id, action, target) = (clear.id.clone(), clear.action.clone(), clear.target.clone());
+    let other = Proposal { expires: reinstate.expires + 1, ..reinstate.clone() };
+    for wrong in [
+        // The number of another proposal, in the place of the one that was meant.
+        Approval { proposal: id, ..good.clone() },
+        Approval { action, ..good.clone() },
+        Approval { target: agent("agent-3").to_string(), ..good.clone() },
+        Approval { digest: other.digest(), ..good.clone() },
+        Approval { digest: String::new(), ..good.clone() },
+        Approval { target, ..good.clone() },
+    ] {
+        let effects = world.effects();
+        let (status, problem) = post_as(&world, &peer, "/v1/approvals", json!(wrong)).await;
+        assert_eq!((status, problem.code.as_str()), (403, "not_what_was_proposed"), "{wrong:?}");
+        assert_eq!(world.effects(), effects, "{wrong:?}");
+    }
+    assert!(world.control.is_killed());
+    assert!(world.control.state().registry.get(&bad).unwrap().quarantined);
+    // What the second person meant to sign is in the log, whatever came of it.
+    let meant = format!("{} reinstate_agent {}", clear.id, bad);
+    let named = |record: &Record| matches!(record, Record::OperatorAction { target, .. } if *target == meant);
+    assert!(world.records().iter().any(named));
+
+    // An agent by its name is the same agent; nothing but what was named is done.
+    let by_name = Approval { target: "agent-2".into(), ..good };
+    let (status, problem) = post_as(&world, &peer, "/v1/approvals", json!(by_name)).await;
+    assert_eq!(status, 200, "{problem}");
+    assert!(!world.control.state().registry.get(&bad).unwrap().quarantined);
+    assert!(world.control.is_killed());
+    let (status, problem) = post_as(&world, &peer, "/v1/approvals", json!(clear.approval())).await;
+    assert_eq!(status, 200, "{problem}");
+    assert!(!world.control.is_killed());
+}
+
+#[tokio::test]
+async fn a_refused_approval_says_what_is_wrong_with_it() {
+    let (world, peer, reinstate, _) = two_proposals().await;
+    let mut spent = world.control.propose("clear_kill", "everything", operator("second").as_str()).unwrap();
+    spent.done = true;
+    world.control.state().proposals.insert(spent.id.clone(), spent.clone());
+    let old = Proposal { expires: 1, ..reinstate.clone() };
+    world.control.state().proposals.insert(old.id.clone(), old.clone());
+    for gone in [approval("0011223344556677"), spent.approval(), old.approval()] {
+        let (status, problem) = post_as(&world, &peer, "/v1/approvals", json!(gone)).await;
+        let said = "no_such_proposal: the proposal is unknown, done or older than 30 minutes";
+        assert_eq!((status, problem.to_string().as_str()), (403, said));
+    }
+    let own = world.control.propose("clear_kill", "everything", peer.id.as_str()).unwrap();
+    let (status, problem) = post_as(&world, &peer, "/v1/approvals", json!(own.approval())).await;
+    let said = "forbidden: nobody approves their own proposal (policy nobody-approves-their-own)";
+    assert_eq!((status, problem.to_string().as_str()), (403, said));
+    // Policy is asked first: who proposed it is refused as such, whatever else is wrong.
+    let wrong = Approval { action: "reinstate_agent".into(), ..own.approval() };
+    let (_, problem) = post_as(&world, &peer, "/v1/approvals", json!(wrong)).await;
+    assert_eq!(problem.code, "forbidden");
+}
+
+#[tokio::test]
+async fn only_a_grant_that_was_issued_can_be_revoked_and_every_one_that_was() {
+    let (house, world) = (House::new(), World::new());
+    let peer = peer_of(&house, PeerClass::Operators).await;
+    let revoke = |grant: &str| json!({ "target": grant, "reason": "test" });
+    world.issued(GRANT);
+    for never in ["zzz", "", "ffffffffffffffffffffffffffffffff", "00112233445566778899AABBCCDDEEFF"] {
+        let effects = world.effects();
+        let (status, problem) = post_as(&world, &peer, "/v1/revoke/grant", revoke(never)).await;
+        assert_eq!((status, problem.code.as_str()), (403, "no_such_grant"), "{never}");
+        assert!(!problem.detail.is_empty());
+        assert_eq!(world.effects(), effects, "{never}: something was revoked");
+    }
+    let (status, problem) = post_as(&world, &peer, "/v1/revoke/grant", revoke(GRANT)).await;
+    assert_eq!(status, 200, "{problem}");
+
+    // One that was issued a moment ago, which the log may not have yet.
+    let asker = peer_of(&house, PeerClass::Agents).await;
+    world.enrol(&asker.id, asker.epoch, asker.key);
+    let reply = world.control.take_task(&asker, Duration::ZERO).await.unwrap();
+    let grant = &reply.grants.first().unwrap().id;
+    let (status, problem) = post_as(&world, &peer, "/v1/revoke/grant", revoke(grant)).await;
+    assert_eq!(status, 200, "{problem}");
+
+    // And after a restart, when nothing but the log knows it.
+    let again = World::with_log_of(&world);
+    assert!(again.control.state().schedule.tasks().all(|task| task.grants.is_empty()));
+    let (status, problem) = post_as(&again, &peer, "/v1/revoke/grant", revoke(grant)).await;
+    assert_eq!(status, 200, "{problem}");
 }

@@ -41,7 +41,7 @@ pub(crate) struct Ask {
 enum Command {
     /// Start the whole system on this machine, as separate processes
     Up(up::UpArgs),
-    /// Show how the run stands
+    /// Show how the run stands; money in its JSON is in millionths of a dollar
     Status(Ask),
     /// Agents: list, revoke, reinstate
     #[command(subcommand)]
@@ -52,6 +52,9 @@ enum Command {
     /// Orders: list
     #[command(subcommand)]
     Order(OrderCommand),
+    /// What waits for a second person: list
+    #[command(subcommand)]
+    Approval(ApprovalCommand),
     /// Incidents: list
     #[command(subcommand)]
     Incident(IncidentCommand),
@@ -90,8 +93,18 @@ enum GrantCommand {
 
 #[derive(Subcommand)]
 enum OrderCommand {
-    /// List orders
+    /// List orders by market day, with their fills: the same in every run with the same seed
+    ///
+    /// In JSON every price and fee is a whole number of millionths of a dollar (25000000 is $25.00), and quantities are
+    /// shares. `price` is the price of the fill once there is one, and the reference price before. Which agent made an
+    /// order is no part of it; `trader explain ORDER` tells.
     List(ListArgs),
+}
+
+#[derive(Subcommand)]
+enum ApprovalCommand {
+    /// List open proposals: what a second person would sign
+    List(Ask),
 }
 
 #[derive(Subcommand)]
@@ -133,7 +146,7 @@ pub(crate) struct TargetArgs {
 pub(crate) struct TwoPersonArgs {
     /// Which one
     pub(crate) target: String,
-    /// Approve the proposal with this number, which another person made
+    /// Approve the proposal with this number, which another person made of exactly this; `trader approval list` shows it
     #[arg(long, value_name = "PROPOSAL")]
     pub(crate) approve: Option<String>,
     #[command(flatten)]
@@ -196,6 +209,7 @@ fn run(command: Command) -> Outcome {
             current_thread()?.block_on(show::strike(&args, "/v1/revoke/grant"))
         }
         Command::Order(OrderCommand::List(args)) => current_thread()?.block_on(show::orders(&args)),
+        Command::Approval(ApprovalCommand::List(ask)) => current_thread()?.block_on(show::approvals(&ask)),
         Command::Incident(IncidentCommand::List(ask)) => current_thread()?.block_on(show::incidents(&ask)),
         Command::Kill(args) => current_thread()?.block_on(show::kill(&args)),
     }

@@ -60,6 +60,19 @@ impl Operator {
         self.client()?.call_json(Method::GET, path, &[], None::<&()>, TIMEOUT).await.map_err(failure)
     }
 
+    /// Reads something, if management answers at all.
+    pub(crate) async fn get_if_running<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Failure> {
+        match self.client()?.call_json(Method::GET, path, &[], None::<&()>, TIMEOUT).await {
+            Ok(value) => Ok(Some(value)),
+            // Who is refused is refused: only who finds nobody looks for themselves.
+            Err(ClientError::Refused(problem)) => Err(failure(ClientError::Refused(problem))),
+            Err(error) => {
+                tracing::debug!(%error, "management does not answer");
+                Ok(None)
+            }
+        }
+    }
+
     /// Asks for something.
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,
@@ -107,6 +120,9 @@ pub(crate) fn issue(layout: &Layout, name: &str) -> Result<Identity, Failure> {
 
 fn failure(error: ClientError) -> Failure {
     match error {
+        ClientError::Refused(problem) if problem.status < 500 && problem.detail.is_empty() => {
+            Failure::refused(format!("{}: management does not say more; its log does", problem.code))
+        }
         ClientError::Refused(problem) if problem.status < 500 => {
             Failure::refused(format!("{}: {}", problem.code, problem.detail))
         }

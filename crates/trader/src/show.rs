@@ -1,10 +1,14 @@
 //! Commands that show how the system stands, and those that stop or enable something.
 
-use management::cases::{Incident, Proposal, RevocationProof};
-use management::projection::{GrantView, OrderView, Projection};
+use std::collections::BTreeMap;
+
+use identity::{PeerClass, SpiffeId};
+use management::cases::{Approval, Incident, Proposal, RevocationProof};
+use management::plan::Plan;
+use management::projection::{GrantView, MemberView, OrderView, Projection};
 use management::routes::{AgentView, Aim, ProposeBody, Summary, process_name};
 use wire::journal::unix_ms;
-use wire::layout::Layout;
+use wire::layout::{Layout, read_json};
 
 use crate::cli::{Ask, KillArgs, ListArgs, TargetArgs};
 use crate::explain::read_log;
@@ -13,7 +17,14 @@ use crate::output::{Failure, Outcome, dollars, json, line, say, table};
 
 /// How the run stands.
 pub(crate) async fn status(ask: &Ask) -> Outcome {
-    let summary: Summary = Operator::of(ask)?.get("/v1/summary").await?;
+    let summary: Summary = match Operator::of(ask)?.get_if_running("/v1/summary").await? {
+        Some(summary) => summary,
+        None => {
+            let layout = Layout::new(&ask.dir.dir);
+            let plan: Plan = read_json(&layout.plan()).map_err(Failure::broken)?;
+            summary_of_log(&plan, &from_log(ask)?, layout.kill_latch().exists())
+        }
+    };
     if ask.json {
         return json(&summary);
     }
@@ -23,15 +34,54 @@ pub(crate) async fn status(ask: &Ask) -> Outcome {
     line(&format!("equity       {} (start {})", dollars(summary.equity), dollars(summary.equity_start)));
     line(&format!("orders       {} ({} filled, {} rejected)", counts.orders, counts.fills, counts.rejected));
     line(&format!("grants       {} issued, {} denied", counts.grants_issued, counts.grants_denied));
+    line(&format!("refused      {} requests", counts.requests_refused));
     line(&format!("tasks        {} done, {} given to another", counts.tasks_done, counts.tasks_lost));
     line(&format!("revocations  {} (log at {})", counts.revocations, summary.revision));
     line(&format!("incidents    {} open", summary.incidents_open));
+    if summary.halted.is_some() {
+        say(MEND);
+    }
     Ok(())
+}
+
+/// What to do when a task failed too often.
+pub(crate) const MEND: &str = "mend the cause and start `trader up` anew (stop it first where it still runs): it tries \
+                               again from there; the agents' words are in processes/NAME/output.log";
+
+/// What management would have answered, as far as its log tells.
+fn summary_of_log(plan: &Plan, log: &Projection, latched: bool) -> Summary {
+    let start: BTreeMap<String, i64> =
+        plan.portfolios.iter().map(|portfolio| (portfolio.name.clone(), portfolio.cash)).collect();
+    let halted = log.stuck();
+    let step = plan.steps.iter().position(|step| step.day == log.step_day).unwrap_or(0);
+    Summary {
+        state: match &halted {
+            _ if log.killed || latched => {
+                "not running; everything was stopped, two people must clear it".into()
+            }
+            Some(why) => format!("not running; {why}"),
+            None if log.ended => "ended".to_owned(),
+            None => "not running".to_owned(),
+        },
+        market_day: log.market_day.clone(),
+        steps: (if log.ended { plan.steps.len() } else { step }, plan.steps.len()),
+        counts: log.counts.clone(),
+        equity: log.equity_now(&start),
+        equity_start: start.values().fold(0_i64, |sum, cash| sum.saturating_add(*cash)),
+        reports: log.reports.clone(),
+        ended: log.ended,
+        revision: log.revision,
+        incidents_open: log.incidents.values().filter(|incident| incident.open).count(),
+        halted,
+    }
 }
 
 /// Everyone who has an identity.
 pub(crate) async fn agents(ask: &Ask) -> Outcome {
-    let agents: Vec<AgentView> = Operator::of(ask)?.get("/v1/agents").await?;
+    let agents: Vec<AgentView> = match Operator::of(ask)?.get_if_running("/v1/agents").await? {
+        Some(agents) => agents,
+        None => agents_of_log(&from_log(ask)?),
+    };
     if ask.json {
         return json(&agents);
     }
@@ -54,6 +104,23 @@ pub(crate) async fn agents(ask: &Ask) -> Outcome {
     Ok(())
 }
 
+/// Everyone who enrolled, as far as the log tells; nobody has a task while nothing runs.
+fn agents_of_log(log: &Projection) -> Vec<AgentView> {
+    let view = |(id, member): (&String, &MemberView)| {
+        let id: SpiffeId = id.parse().ok()?;
+        Some(AgentView {
+            name: process_name(&id),
+            id: id.to_string(),
+            class: PeerClass::of(&id).map_or("", PeerClass::as_str).to_owned(),
+            epoch: member.epoch,
+            status: member.status.to_owned(),
+            expires: member.expires,
+            task: None,
+        })
+    };
+    log.members.iter().filter_map(view).collect()
+}
+
 /// The name that a process goes by, from its SPIFFE ID.
 fn short_name(id: &str) -> String {
     id.parse().map_or_else(|_| id.to_owned(), |id| process_name(&id))
@@ -68,20 +135,19 @@ fn listed(path: &str, args: &ListArgs) -> String {
 
 /// What the log says when management does not answer. The log is on this machine, and it is what management would have
 /// answered from.
-fn from_log(ask: &Ask, failure: Failure) -> Result<Projection, Failure> {
-    let layout = Layout::new(&ask.dir.dir);
-    let Ok(entries) = read_log(&layout) else { return Err(failure) };
+fn from_log(ask: &Ask) -> Result<Projection, Failure> {
+    let entries = read_log(&Layout::new(&ask.dir.dir)).map_err(|failure| {
+        Failure::refused(format!(
+            "the system is not running (start it with `trader up`), and its log cannot be read: {}",
+            failure.words()
+        ))
+    })?;
     say("the system is not running; this is what its log says");
     let mut projection = Projection::default();
     for entry in &entries {
         projection.apply(entry.at_ms, &entry.process, &entry.record);
     }
     Ok(projection)
-}
-
-fn sorted(mut orders: Vec<OrderView>) -> Vec<OrderView> {
-    orders.sort_by(|left, right| (&left.market_time, &left.id).cmp(&(&right.market_time, &right.id)));
-    orders
 }
 
 fn latest<T>(mut rows: Vec<T>, limit: Option<usize>) -> Vec<T> {
@@ -91,9 +157,10 @@ fn latest<T>(mut rows: Vec<T>, limit: Option<usize>) -> Vec<T> {
 
 /// The latest grants.
 pub(crate) async fn grants(args: &ListArgs) -> Outcome {
-    let grants: Vec<GrantView> = match Operator::of(&args.ask)?.get(&listed("/v1/grants", args)).await {
-        Ok(grants) => grants,
-        Err(failure) => latest(from_log(&args.ask, failure)?.grants_at(unix_ms() / 1_000), args.limit),
+    let path = listed("/v1/grants", args);
+    let grants: Vec<GrantView> = match Operator::of(&args.ask)?.get_if_running(&path).await? {
+        Some(grants) => grants,
+        None => latest(from_log(&args.ask)?.grants_at(unix_ms() / 1_000), args.limit),
     };
     if args.ask.json {
         return json(&grants);
@@ -111,11 +178,10 @@ pub(crate) async fn grants(args: &ListArgs) -> Outcome {
 
 /// Orders.
 pub(crate) async fn orders(args: &ListArgs) -> Outcome {
-    let orders: Vec<OrderView> = match Operator::of(&args.ask)?.get(&listed("/v1/orders", args)).await {
-        Ok(orders) => orders,
-        Err(failure) => {
-            latest(sorted(from_log(&args.ask, failure)?.orders.into_values().collect()), args.limit)
-        }
+    let path = listed("/v1/orders", args);
+    let orders: Vec<OrderView> = match Operator::of(&args.ask)?.get_if_running(&path).await? {
+        Some(orders) => orders,
+        None => latest(from_log(&args.ask)?.orders_in_order(), args.limit),
     };
     if args.ask.json {
         return json(&orders);
@@ -141,7 +207,10 @@ pub(crate) async fn orders(args: &ListArgs) -> Outcome {
 
 /// Incidents.
 pub(crate) async fn incidents(ask: &Ask) -> Outcome {
-    let incidents: Vec<Incident> = Operator::of(ask)?.get("/v1/incidents").await?;
+    let incidents: Vec<Incident> = match Operator::of(ask)?.get_if_running("/v1/incidents").await? {
+        Some(incidents) => incidents,
+        None => from_log(ask)?.incidents.into_values().collect(),
+    };
     if ask.json {
         return json(&incidents);
     }
@@ -215,11 +284,48 @@ pub(crate) async fn kill(args: &KillArgs) -> Outcome {
     }
 }
 
-/// Proposes something that takes two people, or approves another person's proposal.
+/// Proposals that wait for a second person.
+pub(crate) async fn approvals(ask: &Ask) -> Outcome {
+    let open = open_proposals(&Operator::of(ask)?).await?;
+    if ask.json {
+        return json(&open);
+    }
+    let now = unix_ms() / 1_000;
+    let rows: Vec<Vec<String>> = open
+        .into_iter()
+        .map(|proposal| {
+            let minutes = format!("{} min", (proposal.expires - now + 59) / 60);
+            let by = short_name(&proposal.proposer);
+            vec![proposal.id, proposal.action, proposal.target, by, minutes]
+        })
+        .collect();
+    table(&["id", "action", "target", "proposed by", "expires in"], &rows);
+    Ok(())
+}
+
+async fn open_proposals(operator: &Operator) -> Result<Vec<Proposal>, Failure> {
+    let now = unix_ms() / 1_000;
+    let mut proposals: Vec<Proposal> = operator.get("/v1/proposals").await?;
+    proposals.retain(|proposal| proposal.is_open(now));
+    Ok(proposals)
+}
+
+/// Proposes something that takes two people, or approves another person's proposal of exactly that.
 pub(crate) async fn enable(ask: &Ask, action: &str, target: &str, approve: Option<&str>) -> Outcome {
     let operator = Operator::of(ask)?;
     let proposal: Proposal = match approve {
-        Some(id) => operator.post("/v1/approvals", &Aim { target: id.into(), reason: String::new() }).await?,
+        Some(id) => {
+            // What the person typed goes with the number, so that management can compare the two; the digest is that of what
+            // is listed under the number now.
+            let listed = open_proposals(&operator).await?.into_iter().find(|proposal| proposal.id == id);
+            let approval = Approval {
+                proposal: id.to_owned(),
+                action: action.to_owned(),
+                target: target.to_owned(),
+                digest: listed.map(|proposal| proposal.digest()).unwrap_or_default(),
+            };
+            operator.post("/v1/approvals", &approval).await?
+        }
         None => {
             operator
                 .post("/v1/proposals", &ProposeBody { action: action.into(), target: target.into() })
@@ -230,7 +336,13 @@ pub(crate) async fn enable(ask: &Ask, action: &str, target: &str, approve: Optio
         return json(&proposal);
     }
     if proposal.done {
-        line(&format!("done: {} {}", proposal.action, proposal.target));
+        line(&format!(
+            "approved and done: {} {} (proposal {} of {})",
+            proposal.action,
+            proposal.target,
+            proposal.id,
+            short_name(&proposal.proposer)
+        ));
     } else {
         let command = match action {
             "clear_kill" => "kill --clear".to_owned(),
@@ -244,4 +356,90 @@ pub(crate) async fn enable(ask: &Ask, action: &str, target: &str, approve: Optio
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use audit::record::Record;
+    use management::plan::{PortfolioPlan, Step};
+
+    use super::*;
+
+    fn plan() -> Plan {
+        let portfolio = |name: &str| PortfolioPlan {
+            name: name.into(),
+            source: name.into(),
+            symbols: vec!["KO".into()],
+            cash: 100,
+            start: "1993-01-04".into(),
+            cost_bps: 1,
+            construction: serde_json::json!({}),
+            order_max_bps: 500,
+        };
+        let step = |day: &str| Step { day: day.into(), days: 21, portfolios: Vec::new() };
+        Plan {
+            seed: 1,
+            days_per_second: None,
+            portfolios: vec![portfolio("core"), portfolio("tech")],
+            steps: ["1993-01-04", "1993-02-03", "1993-03-04"].map(step).into(),
+        }
+    }
+
+    fn log_of(records: &[Record]) -> Projection {
+        let mut log = Projection::default();
+        records.iter().for_each(|record| log.apply(0, "management", record));
+        log
+    }
+
+    #[test]
+    fn a_system_that_does_not_run_tells_from_its_log_how_it_stands() {
+        let created = Record::TaskCreated {
+            task: "1993-02-03/collect/core".into(),
+            task_kind: "collect".into(),
+            portfolio: Some("core".into()),
+            market_day: "1993-02-03".into(),
+        };
+        let closed = Record::DayClosed {
+            portfolio: "core".into(),
+            market_day: "1993-01-04".into(),
+            equity: 150,
+            cash: 0,
+            closes: BTreeMap::new(),
+        };
+        let failed = Record::TaskEnded {
+            task: "1993-02-03/collect/core".into(),
+            holder: "a".into(),
+            outcome: "failed".into(),
+            detail: serde_json::json!({ "error": "no such source" }),
+        };
+        let mut records = vec![created, closed];
+        let summary = summary_of_log(&plan(), &log_of(&records), false);
+        assert_eq!((summary.state.as_str(), summary.steps, summary.ended), ("not running", (1, 3), false));
+        assert_eq!((summary.equity, summary.equity_start), (250, 200));
+
+        records.extend(std::iter::repeat_n(failed, 20));
+        let summary = summary_of_log(&plan(), &log_of(&records), false);
+        assert!(summary.halted.as_deref().is_some_and(|why| why.ends_with("no such source")), "{summary:?}");
+        assert!(summary.state.contains("1993-02-03/collect/core failed 20 times"), "{summary:?}");
+        let latched = summary_of_log(&plan(), &log_of(&records), true);
+        assert!(latched.state.contains("two people"), "the latch alone stops everything: {latched:?}");
+
+        records.push(Record::RunEnded { market_day: "1993-03-04".into() });
+        records.push(Record::Started { program: String::new() });
+        let summary = summary_of_log(&plan(), &log_of(&records), false);
+        assert_eq!((summary.state.as_str(), summary.steps, summary.ended), ("ended", (3, 3), true));
+    }
+
+    #[test]
+    fn whoever_enrolled_is_listed_from_the_log() {
+        let id = "spiffe://example.test/agent/agent-1";
+        let log = log_of(&[
+            Record::Enrolled { id: id.into(), epoch: 3, key: String::new(), expires: 9 },
+            Record::Quarantined { agent: id.into(), reason: "test".into() },
+        ]);
+        let agents = agents_of_log(&log);
+        let [agent] = agents.as_slice() else { panic!("{agents:?}") };
+        assert_eq!((agent.name.as_str(), agent.class.as_str(), agent.epoch), ("agent-1", "agents", 3));
+        assert_eq!((agent.status.as_str(), agent.expires), ("quarantined", 9));
+    }
 }

@@ -14,6 +14,7 @@ use crate::cli::Dir;
 use crate::console::Console;
 use crate::first_start::{self, RunRequest};
 use crate::output::{Failure, Outcome, dollars, json, say};
+use crate::show::MEND;
 use crate::summary::RunSummary;
 use crate::supervisor::{Supervisor, all_processes};
 
@@ -103,24 +104,25 @@ pub(crate) async fn up(args: UpArgs) -> Outcome {
     talk.say(&format!("console           {}", console.url()));
     talk.say("Ctrl-C stops everything in order; the next `trader up` goes on from there.");
 
-    let mut progress = Progress::new(started);
+    let mut progress = Progress::new(started, !args.exit_when_done);
     let mut look = tokio::time::interval(LOOK);
     let mut ask = tokio::time::interval(PROGRESS);
     let mut renew = tokio::time::interval(RENEW);
-    let ended = loop {
+    let end = loop {
         tokio::select! {
             _ = look.tick() => supervisor.look_after().await,
             _ = renew.tick() => supervisor.renew_one(),
             _ = ask.tick() => {
                 if let Ok(summary) = supervisor.operator().get::<Summary>("/v1/summary").await {
                     progress.show(&talk, &summary);
-                    if summary.ended && args.exit_when_done {
-                        break true;
+                    // A person can clear what a person stopped while this waits; what failed needs a new start.
+                    if args.exit_when_done && (summary.ended || summary.halted.is_some()) {
+                        break if summary.ended { End::Reached } else { End::Halted };
                     }
                 }
             }
-            _ = interrupt.recv() => break false,
-            _ = terminate.recv() => break false,
+            _ = interrupt.recv() => break End::Interrupted,
+            _ = terminate.recv() => break End::Interrupted,
         }
     };
     let last: Option<Summary> = supervisor.operator().get("/v1/summary").await.ok();
@@ -142,10 +144,26 @@ pub(crate) async fn up(args: UpArgs) -> Outcome {
     if !report.verified {
         return Err(Failure::broken("the audit log does not verify; `trader audit verify` says where"));
     }
-    if args.exit_when_done && !ended {
-        return Err(Failure::refused("interrupted before the run had reached its end"));
+    match end {
+        End::Halted => {
+            let why = last.halted.as_deref().unwrap_or("a task failed too often");
+            Err(Failure::broken(format!("the run stands still: {why}\n{MEND}")))
+        }
+        End::Interrupted if args.exit_when_done => {
+            Err(Failure::refused("interrupted before the run had reached its end"))
+        }
+        End::Interrupted | End::Reached => Ok(()),
     }
-    Ok(())
+}
+
+/// Why `trader up` comes to an end.
+enum End {
+    /// The run has reached its last day.
+    Reached,
+    /// A task failed too often.
+    Halted,
+    /// A person or the system told it to stop.
+    Interrupted,
 }
 
 /// What is said while it runs.
@@ -164,14 +182,16 @@ impl Talk {
 /// Progress: one line a market year, and whenever something happened that a person should know.
 struct Progress {
     started: Instant,
+    /// Whether `trader up` stays up when the run stands still.
+    stays: bool,
     year: String,
     incidents: usize,
     state: String,
 }
 
 impl Progress {
-    fn new(started: Instant) -> Self {
-        Self { started, year: String::new(), incidents: 0, state: String::new() }
+    fn new(started: Instant, stays: bool) -> Self {
+        Self { started, stays, year: String::new(), incidents: 0, state: String::new() }
     }
 
     fn show(&mut self, talk: &Talk, summary: &Summary) {
@@ -183,6 +203,9 @@ impl Progress {
             self.state.clone_from(&summary.state);
             if summary.state != "running" {
                 talk.say(&summary.state);
+                if summary.halted.is_some() && self.stays {
+                    talk.say(MEND);
+                }
             }
         }
         let year = summary.market_day.get(..4).unwrap_or_default();

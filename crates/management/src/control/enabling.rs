@@ -5,7 +5,7 @@ use audit::record::Record;
 use wire::journal::unix_ms;
 
 use super::{Control, ControlError, KILLED, Struck, put_member, random, refused};
-use crate::cases::Proposal;
+use crate::cases::{Approval, NO_SUCH_PROPOSAL, OWN_PROPOSAL, Proposal};
 use crate::database::{Table, Writes};
 
 impl Control {
@@ -48,25 +48,29 @@ impl Control {
     #[must_use]
     pub fn open_proposal(&self, id: &str) -> Option<Proposal> {
         let now = unix_ms() / 1_000;
-        self.state().proposals.get(id).filter(|proposal| !proposal.done && proposal.expires > now).cloned()
+        self.state().proposals.get(id).filter(|proposal| proposal.is_open(now)).cloned()
     }
 
-    /// A second person approves; policy has already made sure that it is a second one.
+    /// A second person approves exactly what was proposed; policy has already made sure that it is a second one.
     ///
     /// # Errors
-    /// When the proposal is gone, or cannot be carried out.
-    pub fn approve(&self, id: &str, approver: &str) -> Result<Proposal, ControlError> {
+    /// When the proposal is gone, is another than the approver names, or cannot be carried out.
+    pub fn approve(&self, approval: &Approval, approver: &str) -> Result<Proposal, ControlError> {
         let mut state = self.state();
         let now = unix_ms() / 1_000;
-        let open = state.proposals.get(id).filter(|proposal| !proposal.done && proposal.expires > now);
+        let open = state.proposals.get(&approval.proposal).filter(|proposal| proposal.is_open(now));
         let Some(mut proposal) = open.cloned() else {
-            return Err(refused(
-                "no_such_proposal",
-                "the proposal is unknown, done or older than 30 minutes",
-            ));
+            return Err(refused(NO_SUCH_PROPOSAL.0, NO_SUCH_PROPOSAL.1));
         };
         if proposal.proposer == approver {
-            return Err(refused("same_person", "nobody approves their own proposal"));
+            return Err(refused("same_person", OWN_PROPOSAL));
+        }
+        if proposal.approval() != *approval {
+            let Proposal { id, action, target, .. } = &proposal;
+            return Err(refused(
+                "not_what_was_proposed",
+                format!("proposal {id} is to {action} {target}; nothing was done"),
+            ));
         }
         if state.revocations.entries().iter().any(|entry| proposal.is_overtaken_by(entry)) {
             return Err(refused(

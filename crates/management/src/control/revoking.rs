@@ -90,9 +90,17 @@ impl Control {
     /// Revokes one grant.
     ///
     /// # Errors
-    /// When it is no grant's identifier, or cannot be recorded.
+    /// When no such grant was ever issued, or it cannot be recorded.
     pub fn revoke_grant(&self, grant: &str, by: &str, reason: &str) -> Result<u64, ControlError> {
         let mut state = self.state();
+        // The log knows every grant, also those from before a restart; those of the moment may not have reached it yet.
+        let is_of_now = || state.schedule.tasks().any(|task| task.grants.iter().any(|id| id == grant));
+        if !self.projection().was_issued(grant) && !is_of_now() {
+            return Err(refused(
+                "no_such_grant",
+                "no grant with this identifier was ever issued; `trader grant list` shows the latest",
+            ));
+        }
         let mut writes = Writes::default();
         let revision = self.strike(&mut state, &mut writes, &Struck::grant(grant, by, reason))?;
         self.store(&writes);
@@ -119,7 +127,8 @@ impl Control {
         put_member(&mut state, &mut writes, member)?;
         self.store(&writes);
         let holder = agent.to_string();
-        self.record_lost(&mut state, |schedule| schedule.release(&holder), reason)?;
+        let now = unix_ms();
+        self.record_lost(&mut state, |schedule| schedule.release(&holder, now, reason), reason)?;
         drop(state);
         self.connections.cut(agent);
         self.queue_tick();

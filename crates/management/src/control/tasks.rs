@@ -14,8 +14,11 @@ use wire::tls::Peer;
 use super::{Control, ControlError, SCHEDULER, Struck, put_progress, random, refused};
 use crate::database::Writes;
 use crate::needs::{self, GRANT_LIFETIME_S, Need};
-use crate::schedule::{Schedule, TASK_LEASE_MS, Taker};
+use crate::schedule::{Schedule, TASK_LEASE_MS, Taker, reason_of};
 use crate::state::State;
+
+/// Why a task goes to another when its holder never came back.
+const HELD_TOO_LONG: &str = "held too long";
 
 impl Control {
     /// Hands out the next task, waiting for one if need be.
@@ -58,13 +61,19 @@ impl Control {
         };
         let holder = peer.id.to_string();
         // Who asks for a task has none: whatever it had before it crashed goes to the first who asks, itself included.
-        self.record_lost(&mut state, |schedule| schedule.release(&holder), "asked for another task")?;
-        self.record_lost(&mut state, |schedule| schedule.expire(unix_ms()), "held too long")?;
+        let now = unix_ms();
+        let why = "asked for another task";
+        self.record_lost(&mut state, |schedule| schedule.release(&holder, now, why), why)?;
+        self.record_lost(&mut state, |schedule| schedule.expire(now, HELD_TOO_LONG), HELD_TOO_LONG)?;
         if let Some(at) = state.not_before.filter(|at| *at > Instant::now()) {
             return Ok((QueueReply::default(), Some(at)));
         }
-        let Some(id) = state.schedule.next_for(taker).map(|task| task.id.clone()) else {
-            return Ok((QueueReply::default(), None));
+        let Some(id) = state.schedule.next_for(taker, now).map(|task| task.id.clone()) else {
+            let pause = state.schedule.pause_for(taker, now).and_then(|pause| u64::try_from(pause).ok());
+            return Ok((
+                QueueReply::default(),
+                pause.map(|pause| Instant::now() + Duration::from_millis(pause)),
+            ));
         };
         self.hand_out(&mut state, &id, peer).map(|reply| (reply, None))
     }
@@ -216,7 +225,9 @@ impl Control {
             let struck = Struck::task(&end.task, SCHEDULER, "task ended");
             self.strike(&mut state, &mut writes, &struck)?;
             self.advance(&mut state)?;
-        } else if let Some(lost) = state.schedule.give_back(&end.task, &holder, end.attempt) {
+        } else if let Some(lost) =
+            state.schedule.give_back(&end.task, &holder, end.attempt, (unix_ms(), &reason_of(&end.detail)))
+        {
             self.strike_grants(&mut state, &mut writes, &lost)?;
         }
         put_progress(&state, &mut writes)?;
@@ -312,7 +323,8 @@ impl Control {
     /// When that cannot be recorded.
     pub fn expire_tasks(&self) -> Result<(), ControlError> {
         let mut state = self.state();
-        self.record_lost(&mut state, |schedule| schedule.expire(unix_ms()), "held too long")
+        let now = unix_ms();
+        self.record_lost(&mut state, |schedule| schedule.expire(now, HELD_TOO_LONG), HELD_TOO_LONG)
     }
 
     /// Takes a task off the run, if it is still with this holder: nobody does it any more, and the step goes on without

@@ -28,8 +28,9 @@ fn where_it_stands(world: &World) -> (usize, bool, Vec<ScheduledTask>, Vec<(Revo
 }
 
 async fn next(world: &World, askers: &[Peer]) -> Option<(Peer, TaskEnd)> {
-    for asker in askers {
-        let reply = world.control.take_task(asker, Duration::ZERO).await.unwrap();
+    for asker in askers.iter().cycle().take(2 * askers.len()) {
+        // A task that failed is to be had again after a pause.
+        let reply = world.control.take_task(asker, Duration::from_millis(100)).await.unwrap();
         if let Some(task) = reply.task {
             // The first attempt at each step's first task fails: it goes back to the queue, and its grants die.
             let done = !(task.kind == "collect" && task.attempt == 1);

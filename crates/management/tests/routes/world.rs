@@ -10,7 +10,7 @@ use keys::Digest;
 use management::bootstrap;
 use management::control::Control;
 use management::database::Database;
-use management::joiner::Joiner;
+use management::joiner::{Joiner, replay};
 use management::log_files::LogFiles;
 use management::plan::{Plan, PortfolioPlan, PortfolioStep, Step};
 use management::registry::Member;
@@ -146,6 +146,20 @@ impl World {
         Self::start(directory, plan(days))
     }
 
+    /// Management with nothing in its database, that has read the log in which another's journal is.
+    pub(crate) fn with_log_of(other: &Self) -> Self {
+        let world = Self::new();
+        let journal = other.layout.journal(NAME).join(format!("{NAME}.journal"));
+        let lines: Vec<Vec<u8>> =
+            std::fs::read_to_string(journal).unwrap().lines().map(|line| line.as_bytes().to_vec()).collect();
+        let files = LogFiles::open(&world.directory.path().join("log")).unwrap();
+        let key = bootstrap::log_key(&world.layout).unwrap();
+        let mut log = Log::open(files, "test", key).unwrap();
+        log.append(&lines).unwrap();
+        replay(&log, &world.control, &mut watch(&world.layout)).unwrap();
+        world
+    }
+
     fn start(directory: tempfile::TempDir, plan: Plan) -> Self {
         let layout = Layout::new(&directory.path().join("state"));
         let journal = Journal::open(&layout.journal(NAME), NAME).unwrap();
@@ -198,8 +212,26 @@ impl World {
         }
         if standing == Standing::Reinstated {
             let proposal = self.control.propose("reinstate_agent", id.as_str(), &owner).unwrap();
-            self.control.approve(&proposal.id, operator("second").as_str()).unwrap();
+            self.control.approve(&proposal.approval(), operator("second").as_str()).unwrap();
         }
+    }
+
+    /// Puts a grant into the log's summary, as if it had been issued long ago.
+    pub(crate) fn issued(&self, grant: &str) {
+        let record = Record::GrantIssued {
+            grant: grant.to_owned(),
+            task: "2005-03-15/collect/core".into(),
+            holder: agent("agent-1").to_string(),
+            audience: "market".into(),
+            actions: vec!["write_bars".into()],
+            portfolio: Some("core".into()),
+            market_day: "2005-03-15".into(),
+            expires: 0,
+            policy: String::new(),
+            policies: Vec::new(),
+            digest: String::new(),
+        };
+        self.control.projection().apply(0, NAME, &record);
     }
 
     pub(crate) fn records(&self) -> Vec<Record> {

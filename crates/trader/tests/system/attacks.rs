@@ -72,7 +72,7 @@ fn status_of(system: &System, agent: &str) -> String {
 }
 
 fn denied(system: &System) -> u64 {
-    system.json(&["status"])["counts"]["grants_denied"].as_u64().unwrap()
+    system.json(&["status"])["counts"]["requests_refused"].as_u64().unwrap()
 }
 
 fn sent(system: &System) -> usize {
@@ -167,7 +167,7 @@ fn without_a_good_grant_an_agent_is_refused_with_the_reason_and_the_log_has_it()
         (&json!(false), &json!("GET /v1/panel"))
     );
     system.wait_until("the refusal in the log", |status| {
-        status["counts"]["grants_denied"].as_u64() > Some(before)
+        status["counts"]["requests_refused"].as_u64() > Some(before)
     });
 
     // Another's grant; another portfolio, symbol, audience, action; a later day; what is none at all.
@@ -309,6 +309,14 @@ fn reinstating_an_agent_takes_a_second_person() {
     let wrong =
         system.command(&["agent", "reinstate", "agent-2", "--approve", "0011223344556677", "--as", "second"]);
     assert_eq!(wrong.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("no_such_proposal: the proposal is unknown"));
+    // The number of the proposal, for another agent than the second person sees in it.
+    let open = system.json(&["approval", "list", "--as", "second"]);
+    assert_eq!((open.as_array().unwrap().len(), &open[0]), (1, &proposal));
+    let other = system.command(&["agent", "reinstate", "agent-3", "--approve", id, "--as", "second"]);
+    assert_eq!(other.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(said.contains("not_what_was_proposed") && said.contains("agent-2"), "{said}");
     assert_eq!(status_of(&system, "agent-2"), "quarantined");
 
     let done = system.json(&["agent", "reinstate", "agent-2", "--approve", id, "--as", "second"]);

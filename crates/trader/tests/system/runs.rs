@@ -17,6 +17,7 @@ fn a_run_trades_ends_and_proves_what_it_did() {
         "rejected",
         "grants_issued",
         "grants_denied",
+        "requests_refused",
         "revocations",
         "processes",
         "equity_start",
@@ -32,6 +33,7 @@ fn a_run_trades_ends_and_proves_what_it_did() {
     assert!(summary["fills"].as_u64() > Some(20), "{summary}");
     assert_eq!(summary["processes"], 14);
     assert_eq!(summary["grants_denied"], 0, "an undisturbed run is refused nothing: {summary}");
+    assert_eq!(summary["requests_refused"], 0, "an undisturbed run is refused nothing: {summary}");
     assert_eq!(summary["incidents"], 0, "an undisturbed run raises no incident: {summary}");
     assert_eq!(summary["revocations"], 0);
     assert_eq!(summary["audit"]["verified"], true);
@@ -45,6 +47,27 @@ fn a_run_trades_ends_and_proves_what_it_did() {
         chain.as_array().unwrap().iter().filter_map(|link| link["what"].as_str()).collect();
     assert_eq!(links, BTreeSet::from(["data", "fill", "grant", "model", "module", "order", "task"]));
     assert!(!system.command(&["explain", "no-such-order"]).status.success());
+
+    // The fills are in the list; who made an order is not.
+    let fills = filled["fills"].as_array().unwrap();
+    assert_eq!(fills.len(), 1, "{filled}");
+    assert_eq!((&fills[0]["price"], &fills[0]["quantity"]), (&filled["price"], &filled["quantity"]));
+    assert!(filled.get("agent").is_none() && !orders.to_string().contains("spiffe://"), "{filled}");
+
+    // Nothing runs any more, and the log answers.
+    let status = system.json(&["status"]);
+    assert_eq!((&status["state"], &status["ended"]), (&"ended".into(), &true.into()), "{status}");
+    assert_eq!(status["steps"][0], status["steps"][1], "{status}");
+    assert_eq!(
+        (&status["counts"]["orders"], &status["counts"]["days"]),
+        (&summary["orders"], &summary["days"])
+    );
+    let agents = system.json(&["agent", "list"]);
+    assert_eq!(agents.as_array().unwrap().len(), 12, "everybody but management and the balancer: {agents}");
+    assert!(agents.as_array().unwrap().iter().all(|agent| agent["status"] == "active"), "{agents}");
+    assert_eq!(system.json(&["incident", "list"]), serde_json::json!([]));
+    let approvals = system.command(&["approval", "list"]);
+    assert!(String::from_utf8_lossy(&approvals.stderr).contains("is the system running?"));
 }
 
 #[test]
