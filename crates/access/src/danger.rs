@@ -33,6 +33,7 @@ defences! {
     GrantRevocation,
     TaskRevocation,
     AgentRevocation,
+    KeyRevocation,
     KillSwitch,
     Action,
     Portfolio,

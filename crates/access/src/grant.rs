@@ -37,7 +37,7 @@ use ciborium::Value;
 use coset::{
     AsCborValue as _, CoseSign1, CoseSign1Builder, HeaderBuilder, TaggedCborSerializable as _, iana,
 };
-use keys::{Digest, SigningKey, VerifyingKey};
+use keys::{Digest, Signer, VerifyingKey};
 
 use crate::danger::{Defence, Switches};
 use crate::vocabulary::{Action, Audience, Claims, Limits, MarketDay};
@@ -87,6 +87,9 @@ pub enum GrantError {
     /// More bytes or text than any grant has.
     #[error("a grant is at most {GRANT_BYTES_MAX} bytes long")]
     TooLong,
+    /// Whoever holds the key that grants are signed with does not sign.
+    #[error(transparent)]
+    Signer(keys::SignError),
     /// The text is not unpadded base64url.
     #[error("the grant's text is not unpadded base64url")]
     Text,
@@ -199,10 +202,11 @@ impl VerifiedGrant {
 ///
 /// # Errors
 /// [`GrantError::Claim`] when a claim has a form that [`verify`] would refuse; [`GrantError::TooLong`] when
-/// there are too many of them.
-pub fn mint(claims: &Claims, key: &SigningKey) -> Result<SignedGrant, GrantError> {
-    let message =
-        unsigned(claims, &key.verifying_key())?.create_signature(&[], |message| key.sign(message).to_vec());
+/// there are too many of them; [`GrantError::Signer`] when the key's holder does not sign.
+pub fn mint(claims: &Claims, key: &dyn Signer) -> Result<SignedGrant, GrantError> {
+    let message = unsigned(claims, &key.verifying_key())?
+        .try_create_signature(&[], |message| key.sign(message).map(|signature| signature.to_vec()))
+        .map_err(GrantError::Signer)?;
     let bytes = message.build().to_tagged_vec().map_err(|_| GrantError::Encoding)?;
     if bytes.len() > GRANT_BYTES_MAX { Err(GrantError::TooLong) } else { Ok(SignedGrant::new(bytes)) }
 }

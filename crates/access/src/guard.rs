@@ -73,6 +73,8 @@ words! {
         TaskEnded = "task_ended",
         /// The grant's holder is revoked.
         AgentRevoked = "agent_revoked",
+        /// The peer came with a key that its holder has replaced: whoever uses it has stolen it.
+        KeyRetired = "key_retired",
         /// The grant is not for this action.
         WrongAction = "wrong_action",
         /// The grant is not for this portfolio, or the request doesn't say which it is about.
@@ -316,6 +318,8 @@ struct Index {
     tasks: HashMap<String, Option<i64>>,
     /// Holders with the last epoch that is struck.
     agents: HashMap<String, (u32, Option<i64>)>,
+    /// TLS keys that were replaced.
+    keys: HashMap<[u8; 32], Option<i64>>,
     /// The last revision that stopped everything.
     killed: Option<u64>,
 }
@@ -331,6 +335,12 @@ impl Index {
                     *struck = (struck.0.max(epoch), later(struck.1, entry.until));
                 }
             }
+            RevocationKind::Key => {
+                if let Ok(key) = keys::from_hex::<32>(&entry.id) {
+                    let struck = self.keys.entry(key).or_insert(entry.until);
+                    *struck = later(*struck, entry.until);
+                }
+            }
             RevocationKind::Everything => self.killed = Some(entry.revision),
             RevocationKind::Clearance => {
                 let cleared = cleared_revision(&entry.id).unwrap_or(0);
@@ -344,6 +354,7 @@ impl Index {
         self.grants.retain(|_, until| keep(*until));
         self.tasks.retain(|_, until| keep(*until));
         self.agents.retain(|_, (_, until)| keep(*until));
+        self.keys.retain(|_, until| keep(*until));
     }
 }
 
@@ -524,10 +535,19 @@ impl Guard {
     /// Lease and grant: what needs to hold before there are any claims to speak of.
     fn admit(&mut self, now: Now, request: &Request<'_>) -> Result<Arc<VerifiedGrant>, Denial> {
         self.lease(now)?;
+        self.key_in_use(request.peer_key)?;
         match request.grant {
             Some(text) => self.verified(text),
             None => Err(Denial::new(Reason::NoGrant, "the request carries no grant")),
         }
+    }
+
+    /// A key that was replaced opens nothing, whatever is shown with it.
+    fn key_in_use(&self, key: &[u8; 32]) -> Result<(), Denial> {
+        if self.switches.on(Defence::KeyRevocation) && self.index.keys.contains_key(key) {
+            return Err(Denial::new(Reason::KeyRetired, "the peer's key was replaced by a new one"));
+        }
+        Ok(())
     }
 
     fn lease(&self, now: Now) -> Result<(), Denial> {
@@ -636,7 +656,7 @@ impl Guard {
         {
             return Err(Denial::new(Reason::AgentRevoked, format!("{} is revoked", claims.holder)));
         }
-        Ok(())
+        self.key_in_use(&claims.holder_key)
     }
 
     fn covers(&self, request: &Request<'_>, claims: &Claims) -> Result<(), Denial> {
@@ -762,7 +782,8 @@ fn refused(error: &GrantError) -> Denial {
         | GrantError::UnknownClaim
         | GrantError::Missing(_)
         | GrantError::Claim(_)
-        | GrantError::Encoding => Reason::MalformedGrant,
+        | GrantError::Encoding
+        | GrantError::Signer(_) => Reason::MalformedGrant,
     };
     Denial::new(reason, error.to_string())
 }

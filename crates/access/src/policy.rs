@@ -120,6 +120,10 @@ words! {
         Kill = "kill",
         /// Make a ticket with which a node enrols.
         CreateTicket = "create_ticket",
+        /// Ask members for new keys.
+        RotateKeys = "rotate_keys",
+        /// Publish a trust bundle that the root has signed: authorities that replace others.
+        ReplaceAuthority = "replace_authority",
         /// Propose something that needs a second person.
         Propose = "propose",
         /// Approve another's proposal.

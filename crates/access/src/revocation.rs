@@ -214,7 +214,9 @@ impl RevocationLog {
     ) -> Result<Revocation, RevocationError> {
         check_id(kind, id)?;
         let until = match kind {
-            RevocationKind::Grant | RevocationKind::Task | RevocationKind::Agent => until,
+            RevocationKind::Grant | RevocationKind::Task | RevocationKind::Agent | RevocationKind::Key => {
+                until
+            }
             RevocationKind::Everything | RevocationKind::Clearance => None,
         };
         let entry = Revocation { revision: self.head().saturating_add(1), kind, id: id.to_owned(), until };
@@ -295,11 +297,14 @@ pub(crate) fn cleared_revision(id: &str) -> Option<u64> {
 
 /// An id that no guard could match would strike nothing, silently; so it is refused at the source and at the
 /// guard.
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 pub(crate) fn check_id(kind: RevocationKind, id: &str) -> Result<(), RevocationError> {
     let fits = match kind {
-        RevocationKind::Grant => {
-            id.len() == 32 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-        }
+        RevocationKind::Grant => is_hex(id, 32),
+        RevocationKind::Key => is_hex(id, 64),
         RevocationKind::Task => !id.is_empty(),
         RevocationKind::Agent => agent_id(id).is_some(),
         RevocationKind::Everything => true,

@@ -108,6 +108,8 @@ words! {
         Task = "task",
         /// Every grant of one agent up to an epoch; the id is `SPIFFE-ID#EPOCH`.
         Agent = "agent",
+        /// One TLS key, which its holder has replaced; the id is the SHA-256 of its SubjectPublicKeyInfo.
+        Key = "key",
         /// Everything, until two people clear it.
         Everything = "everything",
         /// Lifts every `everything` up to the revision that is its id, in decimal digits; the work of two people.

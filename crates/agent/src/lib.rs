@@ -10,3 +10,4 @@
 pub mod modules;
 pub mod run;
 pub mod speaker;
+pub mod workload;

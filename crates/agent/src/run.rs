@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +22,12 @@ use wire::client::{Client, ClientError, repeat};
 use wire::http::Method;
 use wire::journal::{Journal, JournalError, report, ship, told};
 use wire::layout::{Layout, Topology};
-use wire::tls::Identity;
+use wire::renew::Membership;
+use wire::tls::{Credentials, Identity};
 
 use crate::modules::{Modules, Ready, module_for};
 use crate::speaker::{Services, Speaker};
+use crate::workload::{self, Callers, Svid};
 
 /// What a module may use.
 const LIMITS: CellLimits =
@@ -64,7 +66,7 @@ pub enum RunError {
 /// One agent.
 struct Agent {
     journal: Arc<Journal>,
-    management: Client,
+    membership: Arc<Membership>,
     services: Services,
     sources: Arc<BTreeMap<String, Source>>,
     modules: Modules,
@@ -81,12 +83,13 @@ pub async fn run(
     program: String,
     stop: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
-    let identity = Arc::new(Identity::load(&layout.identity(name))?);
     let topology: Topology =
         wire::layout::read_json(&layout.topology()).map_err(|error| RunError::Config(error.to_string()))?;
     let journal = Journal::open(&layout.journal(name), name)?;
     journal.record(&Record::Started { program })?;
-    let management = management_client(&identity, &topology)?;
+    let membership =
+        Arc::new(Membership::resume(&layout.identity(name), management_address(&topology)?).await?);
+    let identity = membership.credentials().current();
     let bundle = identity.bundle();
     let keys: Vec<VerifyingKey> = bundle
         .release_keys
@@ -95,20 +98,23 @@ pub async fn run(
         .collect::<Result<_, _>>()?;
     let agent = Arc::new(Agent {
         journal: journal.clone(),
-        management: management.clone(),
-        services: services(&identity, &topology)?,
+        membership: membership.clone(),
+        services: services(membership.credentials(), &topology)?,
         sources: Arc::new(open_sources(&layout.sources())?),
         modules: Modules::new(&layout.modules(), keys, bundle.release_threshold as usize),
         launcher: "/proc/self/exe".into(),
     });
-    let shipping = tokio::spawn(ship(journal.clone(), management.clone(), stop.clone()));
+    let shipping = tokio::spawn(ship(journal.clone(), membership.clone(), stop.clone()));
+    let socket = layout.process(name).join("workload").join(workload::SOCKET_NAME);
+    let serving = tokio::spawn(serve_workloads(socket, membership.credentials().clone(), stop.clone()));
     let ended = tokio::select! {
         ended = work(&agent, stop) => ended,
         () = journal.closed() => Err(JournalError::Closed.into()),
     };
+    serving.abort();
     if ended.is_err() {
         // Evidence goes out even when nothing else may.
-        let _ = report(&journal, &management, None).await;
+        let _ = report(&journal, &membership, None).await;
         shipping.abort();
     } else {
         let _ = shipping.await;
@@ -116,15 +122,47 @@ pub async fn run(
     ended
 }
 
-fn management_client(identity: &Arc<Identity>, topology: &Topology) -> Result<Client, RunError> {
-    let address = topology
-        .management
-        .get(PeerClass::Agents.as_str())
-        .ok_or_else(|| RunError::Config("the topology names no management listener for agents".into()))?;
-    Ok(Client::new(identity.clone(), PeerClass::Management, None, *address)?)
+/// Serves the agent's identity to programs of its own user on this node, as the SPIFFE Workload API says, and tells them
+/// when it is replaced. The agent works without it.
+async fn serve_workloads(socket: PathBuf, credentials: Credentials, stop: watch::Receiver<bool>) {
+    let mut replaced = credentials.subscribe();
+    let (offer, svids) = watch::channel(svid(&credentials.current()));
+    let following = async {
+        while replaced.changed().await.is_ok() {
+            let identity = replaced.borrow_and_update().clone();
+            offer.send_replace(svid(&identity));
+        }
+    };
+    let serving = workload::serve(&socket, svids, Callers::own(), stop);
+    tokio::select! {
+        ended = serving => if let Err(error) = ended {
+            tracing::warn!(%error, "the workload API is not served");
+        },
+        () = following => {}
+    }
 }
 
-fn services(identity: &Arc<Identity>, topology: &Topology) -> Result<Services, RunError> {
+/// What other people's clients are given: the chain, the key, and the authorities of the agents. No other class's: to a
+/// client that knows no classes, an authority vouches for every id.
+fn svid(identity: &Identity) -> Option<Arc<Svid>> {
+    let authorities = identity.bundle().authorities(identity.class());
+    let bundle = authorities.iter().map(|authority| authority.der().to_vec()).collect();
+    let chain = vec![identity.certificate().to_vec(), identity.authority().der().to_vec()];
+    match Svid::new(identity.id().as_str(), chain, identity.own_keys().tls_pkcs8(), bundle) {
+        Ok(svid) => Some(Arc::new(svid)),
+        Err(error) => {
+            tracing::error!(%error, "the identity cannot be served to others");
+            None
+        }
+    }
+}
+
+fn management_address(topology: &Topology) -> Result<std::net::SocketAddr, RunError> {
+    let address = topology.management.get(PeerClass::Agents.as_str()).copied();
+    address.ok_or_else(|| RunError::Config("the topology names no management listener for agents".into()))
+}
+
+fn services(credentials: &Credentials, topology: &Topology) -> Result<Services, RunError> {
     let mut clients = BTreeMap::new();
     for audience in Audience::ALL {
         let class = match audience {
@@ -135,7 +173,7 @@ fn services(identity: &Arc<Identity>, topology: &Topology) -> Result<Services, R
             Audience::Desk => PeerClass::Desk,
         };
         if let Some(service) = topology.services.get(&format!("{audience}/{}", PeerClass::Agents)) {
-            clients.insert(*audience, Client::new(identity.clone(), class, None, service.listen)?);
+            clients.insert(*audience, Client::new(credentials, class, None, service.listen)?);
         }
     }
     Ok(Services { clients })
@@ -158,7 +196,15 @@ fn open_sources(directory: &Path) -> Result<BTreeMap<String, Source>, RunError> 
 async fn work(agent: &Arc<Agent>, mut stop: watch::Receiver<bool>) -> Result<(), RunError> {
     let ask = QueueRequest { wait_ms: u64::try_from(QUEUE_WAIT.as_millis()).unwrap_or(0) };
     loop {
-        let asked = agent.management.call_json(Method::POST, "/v1/queue", &[], Some(&ask), QUEUE_WAIT * 3);
+        // Between two tasks nothing is under way that is bound to the old keys.
+        agent.membership.renew_if_due().await;
+        let asked = agent.membership.management().call_json(
+            Method::POST,
+            "/v1/queue",
+            &[],
+            Some(&ask),
+            QUEUE_WAIT * 3,
+        );
         let reply: Result<QueueReply, ClientError> = tokio::select! {
             reply = asked => reply,
             () = told(&mut stop) => return Ok(()),
@@ -192,7 +238,7 @@ async fn do_task(agent: &Arc<Agent>, reply: QueueReply) -> Result<(), RunError> 
         }
     };
     let end = TaskEnd { task: task.id, attempt: task.attempt, done, detail };
-    let ended = repeat(|| report(&agent.journal, &agent.management, Some(end.clone()))).await;
+    let ended = repeat(|| report(&agent.journal, &agent.membership, Some(end.clone()))).await;
     if let Err(error) = ended {
         // The task went to another, or this agent was revoked: the next question for a task tells which.
         tracing::warn!(%error, "the end of the task was not accepted");

@@ -62,7 +62,8 @@ impl Management {
                 }
             }
             status.ended.lock().unwrap().extend(report.ended);
-            serde_json::to_vec(&StatusReply { joined: records.len() as u64 }).unwrap()
+            serde_json::to_vec(&StatusReply { joined: records.len() as u64, ..StatusReply::default() })
+                .unwrap()
         };
         Router::new().route("/v1/queue", post(ask)).route("/v1/status", post(report))
     }

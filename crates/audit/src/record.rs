@@ -116,6 +116,46 @@ pub enum Record {
         /// Reason code: `granted`, or why not.
         reason: String,
     },
+    /// A set of keys was certified; it counts once it is proven.
+    KeysCertified {
+        /// SPIFFE ID of the member.
+        id: String,
+        /// Epoch.
+        epoch: u32,
+        /// How many sets the member had before.
+        sequence: u64,
+        /// The first digits of each key, by its use.
+        keys: BTreeMap<String, String>,
+        /// When the certificate ends, in seconds since the Unix epoch.
+        expires: i64,
+    },
+    /// A member's keys were followed by new ones.
+    KeysRotated {
+        /// SPIFFE ID of the member.
+        id: String,
+        /// Epoch.
+        epoch: u32,
+        /// The first digits of each key in use now, by its use.
+        keys: BTreeMap<String, String>,
+        /// The same of those that they follow.
+        followed: BTreeMap<String, String>,
+    },
+    /// An operator asked a member for new keys.
+    RotationAsked {
+        /// SPIFFE ID of the member.
+        id: String,
+        /// Who asked.
+        by: String,
+    },
+    /// A trust bundle was published: whom everybody trusts from now on.
+    BundlePublished {
+        /// Its version.
+        version: u64,
+        /// SHA-256 of each authority's certificate, by class, the one that issues first.
+        authorities: BTreeMap<String, Vec<String>>,
+        /// Who brought it; the root has signed it.
+        by: String,
+    },
     /// Something was revoked.
     Revoked {
         /// Position in the revocation log.
@@ -377,6 +417,10 @@ impl Record {
             | Record::TaskEnded { .. }
             | Record::GrantIssued { .. }
             | Record::GrantDenied { .. }
+            | Record::KeysCertified { .. }
+            | Record::KeysRotated { .. }
+            | Record::RotationAsked { .. }
+            | Record::BundlePublished { .. }
             | Record::Revoked { .. }
             | Record::RevocationProven { .. }
             | Record::IncidentOpened { .. }

@@ -31,6 +31,7 @@ use wire::http::Method;
 use wire::journal::{Journal, JournalError, read_entries, report, ship};
 use wire::layout::{Layout, Topology};
 use wire::problem::Problem;
+use wire::renew::Membership;
 use wire::server::{Connections, ServerOptions, serve};
 use wire::tls::Identity;
 
@@ -202,7 +203,7 @@ pub fn routes(
 /// The clients of the worker.
 struct Ways {
     journal: Arc<Journal>,
-    management: Client,
+    membership: Arc<Membership>,
     market: Client,
     ledger: Client,
 }
@@ -218,11 +219,11 @@ pub async fn run(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
     let config_error = |error: wire::layout::ConfigError| RunError::Config(error.to_string());
-    let identity = Arc::new(Identity::load(&layout.identity(name))?);
     let topology: Topology = wire::layout::read_json(&layout.topology()).map_err(config_error)?;
     let config = DeskConfig::read(&layout.config()).map_err(config_error)?;
     let address = backend(&topology)?;
-    let ways = ways(&identity, &topology, &layout, name)?;
+    let ways = ways(&topology, &layout, name).await?;
+    let identity = ways.membership.credentials().current();
     let journal = ways.journal.clone();
 
     let kill = Arc::new(KillSwitch::new(layout.kill_latch()));
@@ -240,7 +241,7 @@ pub async fn run(
     let (routes, shared) = routes(desk, &door, &journal, &kill);
     let mut failure = shared.failed.subscribe();
 
-    let tls = wire::tls::server_config(&identity, PeerClass::Agents)?;
+    let tls = wire::tls::server_config(ways.membership.credentials(), PeerClass::Agents)?;
     let connections = Connections::new();
     let (halt, halted) = watch::channel(false);
     let on_kill = {
@@ -254,7 +255,7 @@ pub async fn run(
         }
     };
     let following = tokio::spawn(wire::revocations::follow(
-        ways.management.clone(),
+        ways.membership.management().clone(),
         door.clone(),
         connections.clone(),
         on_kill,
@@ -262,7 +263,7 @@ pub async fn run(
     ));
     // The log is told last: what an order that is still under way decides must get there too.
     let (quiet, all_quiet) = watch::channel(false);
-    let shipping = tokio::spawn(ship(journal.clone(), ways.management.clone(), all_quiet));
+    let shipping = tokio::spawn(ship(journal.clone(), ways.membership.clone(), all_quiet));
     door.first_heard(&stop).await;
     let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
     let serving = tokio::spawn(serve(
@@ -299,12 +300,7 @@ fn backend(topology: &Topology) -> Result<std::net::SocketAddr, RunError> {
     address.ok_or_else(|| RunError::Config("the topology names no desk".into()))
 }
 
-fn ways(
-    identity: &Arc<Identity>,
-    topology: &Topology,
-    layout: &Layout,
-    name: &str,
-) -> Result<Ways, RunError> {
+async fn ways(topology: &Topology, layout: &Layout, name: &str) -> Result<Ways, RunError> {
     let service = |key: &str| {
         let service = topology.services.get(key).map(|service| service.listen);
         service.ok_or_else(|| RunError::Config(format!("the topology names no {key}")))
@@ -313,12 +309,13 @@ fn ways(
         topology.management.get(PeerClass::Desk.as_str()).copied().ok_or_else(|| {
             RunError::Config("the topology names no management listener for the desk".into())
         })?;
-    let client = |class, address| Client::new(identity.clone(), class, None, address);
+    let membership = Arc::new(Membership::resume(&layout.identity(name), management).await?);
+    let client = |class, address| Client::new(membership.credentials(), class, None, address);
     Ok(Ways {
         journal: Journal::open(&layout.journal(name), name).map_err(DeskError::from)?,
-        management: client(PeerClass::Management, management)?,
         market: client(PeerClass::Market, service("market/desk")?)?,
         ledger: client(PeerClass::Ledger, service("ledger/desk")?)?,
+        membership: membership.clone(),
     })
 }
 
@@ -335,7 +332,15 @@ fn make_directory(path: &Path) -> Result<(), RunError> {
 async fn work(shared: &Arc<Shared>, ways: &Ways) -> Result<(), RunError> {
     let ask = QueueRequest { wait_ms: u64::try_from(QUEUE_WAIT.as_millis()).unwrap_or(0) };
     loop {
-        let asked = ways.management.call_json(Method::POST, "/v1/queue", &[], Some(&ask), QUEUE_WAIT * 3);
+        // Between two sessions nothing is under way that is bound to the old keys.
+        ways.membership.renew_if_due().await;
+        let asked = ways.membership.management().call_json(
+            Method::POST,
+            "/v1/queue",
+            &[],
+            Some(&ask),
+            QUEUE_WAIT * 3,
+        );
         let reply: Result<QueueReply, ClientError> = asked.await;
         match reply {
             Ok(QueueReply { task: Some(task), grants, .. }) => do_task(shared, ways, task, &grants).await,
@@ -360,7 +365,7 @@ async fn do_task(shared: &Arc<Shared>, ways: &Ways, task: Task, grants: &[GrantF
         }
     };
     let end = TaskEnd { task: task.id, attempt: task.attempt, done, detail };
-    let ended = repeat(|| report(&ways.journal, &ways.management, Some(end.clone()))).await;
+    let ended = repeat(|| report(&ways.journal, &ways.membership, Some(end.clone()))).await;
     if let Err(error) = ended {
         tracing::warn!(%error, "the end of the session was not accepted");
     }

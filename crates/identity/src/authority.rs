@@ -8,7 +8,9 @@
 //!
 //! INVARIANT: an authority issues only for ids of its own class and trust domain.
 
-use keys::{SigningKey, VerifyingKey};
+use std::sync::Arc;
+
+use keys::{Signer, VerifyingKey};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
@@ -37,19 +39,19 @@ const ED25519_SPKI_HEAD: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0
 #[derive(Debug)]
 pub struct Root {
     trust_domain: String,
-    key: SigningKey,
+    key: Arc<dyn Signer>,
 }
 
 impl Root {
-    /// Takes the root's key.
+    /// Takes the root's key, or whoever signs with it.
     ///
     /// # Errors
     /// [`IdentityError::SpiffeId`] when the trust domain is not well formed.
-    pub fn new(trust_domain: &str, key: SigningKey) -> Result<Self, IdentityError> {
+    pub fn new(trust_domain: &str, key: impl Into<Arc<dyn Signer>>) -> Result<Self, IdentityError> {
         if !is_trust_domain(trust_domain) {
             return Err(IdentityError::SpiffeId("the trust domain is not well formed"));
         }
-        Ok(Self { trust_domain: trust_domain.to_owned(), key })
+        Ok(Self { trust_domain: trust_domain.to_owned(), key: key.into() })
     }
 
     /// The public half, which every ticket carries.
@@ -71,11 +73,12 @@ impl Root {
     pub fn authority(
         &self,
         class: PeerClass,
-        key: SigningKey,
+        key: impl Into<Arc<dyn Signer>>,
         now: i64,
         ttl_s: i64,
         serial: [u8; 16],
     ) -> Result<Authority, IdentityError> {
+        let key = key.into();
         let mut params = params(now, ttl_s, AUTHORITY_TTL_MAX_S, serial)?;
         params.distinguished_name = authority_name(&self.trust_domain, class);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -84,9 +87,9 @@ impl Root {
         let mut issuer = CertificateParams::default();
         issuer.distinguished_name = name(&self.trust_domain, "root");
         issuer.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let signer = Signer::of(&self.key);
+        let signer = Certifier::of(self.key.as_ref());
         let certificate = params
-            .signed_by(&Signer::of(&key), &Issuer::from_params(&issuer, &signer))
+            .signed_by(&Certifier::of(key.as_ref()), &Issuer::from_params(&issuer, &signer))
             .map_err(|error| IdentityError::Make(error.to_string()))?;
         Authority::restore(key, certificate.der())
     }
@@ -96,14 +99,14 @@ impl Root {
     /// # Errors
     /// [`IdentityError::Bundle`] when the bundle is not one that a receiver would accept.
     pub fn sign_bundle(&self, bundle: &Bundle) -> Result<SignedBundle, IdentityError> {
-        SignedBundle::sign(bundle, &self.key)
+        SignedBundle::sign(bundle, self.key.as_ref())
     }
 }
 
 /// The certificate authority of one class of peers.
 #[derive(Debug)]
 pub struct Authority {
-    key: SigningKey,
+    key: Arc<dyn Signer>,
     certificate: AuthorityCertificate,
 }
 
@@ -113,7 +116,8 @@ impl Authority {
     /// # Errors
     /// [`IdentityError::Certificate`] when the certificate is no authority's, [`IdentityError::PublicKey`]
     /// when it is for another key.
-    pub fn restore(key: SigningKey, certificate_der: &[u8]) -> Result<Self, IdentityError> {
+    pub fn restore(key: impl Into<Arc<dyn Signer>>, certificate_der: &[u8]) -> Result<Self, IdentityError> {
+        let key = key.into();
         let certificate = AuthorityCertificate::parse(certificate_der)?;
         if certificate.key != *key.verifying_key().as_bytes() {
             return Err(IdentityError::PublicKey("the certificate is for another key"));
@@ -133,10 +137,10 @@ impl Authority {
         &self.certificate.der
     }
 
-    /// Its private key, to be stored where only management can read it.
+    /// The public half of its key.
     #[must_use]
-    pub fn key(&self) -> &SigningKey {
-        &self.key
+    pub fn verifying_key(&self) -> VerifyingKey {
+        self.key.verifying_key()
     }
 
     /// Issues a leaf certificate (DER) for a peer's public key (SubjectPublicKeyInfo, DER).
@@ -184,7 +188,7 @@ impl Authority {
         issuer.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let key =
             SubjectPublicKeyInfo::from_der(spki_der).map_err(|_| IdentityError::PublicKey("unreadable"))?;
-        let signer = Signer::of(&self.key);
+        let signer = Certifier::of(self.key.as_ref());
         let certificate = params
             .signed_by(&key, &Issuer::from_params(&issuer, &signer))
             .map_err(|error| IdentityError::Make(error.to_string()))?;
@@ -273,6 +277,12 @@ impl AuthorityCertificate {
             .map_err(|_| IdentityError::Certificate("the root did not sign the authority"))
     }
 
+    /// Whether it is for this key.
+    #[must_use]
+    pub fn is_of(&self, key: &VerifyingKey) -> bool {
+        self.key == *key.as_bytes()
+    }
+
     /// The certificate, DER.
     #[must_use]
     pub fn der(&self) -> &[u8] {
@@ -327,18 +337,18 @@ fn name(trust_domain: &str, common_name: &str) -> DistinguishedName {
 }
 
 /// One of our keys in the shape that the certificate writer asks for.
-struct Signer<'a> {
-    key: &'a SigningKey,
+struct Certifier<'a> {
+    key: &'a dyn Signer,
     public: VerifyingKey,
 }
 
-impl<'a> Signer<'a> {
-    fn of(key: &'a SigningKey) -> Self {
+impl<'a> Certifier<'a> {
+    fn of(key: &'a dyn Signer) -> Self {
         Self { key, public: key.verifying_key() }
     }
 }
 
-impl PublicKeyData for Signer<'_> {
+impl PublicKeyData for Certifier<'_> {
     fn der_bytes(&self) -> &[u8] {
         self.public.as_bytes()
     }
@@ -348,14 +358,16 @@ impl PublicKeyData for Signer<'_> {
     }
 }
 
-impl rcgen::SigningKey for Signer<'_> {
+impl rcgen::SigningKey for Certifier<'_> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        Ok(self.key.sign(message).to_vec())
+        self.key.sign(message).map(|signature| signature.to_vec()).map_err(|_| rcgen::Error::RemoteKeyError)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use keys::SigningKey;
+
     use super::*;
     use crate::leaf::{Leaf, newcomer_key};
 
@@ -427,7 +439,7 @@ mod tests {
         assert_eq!(certificate.verify(&root().verifying_key(), NOW), Ok(()));
         assert!(certificate.verify(&root().verifying_key(), NOW + 86_400 * 366).is_err());
         assert!(certificate.verify(&root().verifying_key(), NOW - 60).is_err());
-        assert!(certificate.verify(&agents.key().verifying_key(), NOW).is_err());
+        assert!(certificate.verify(&agents.verifying_key(), NOW).is_err());
         let mut forged = agents.certificate().to_vec();
         let place = forged.windows(6).position(|window| window == b"agents").unwrap();
         forged[place..place + 6].copy_from_slice(b"ledger");

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use keys::{SigningKey, VerifyingKey};
+use keys::{Signer, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 use crate::spiffe::is_trust_domain;
@@ -21,6 +21,9 @@ pub const BUNDLE_BYTES_MAX: usize = 64 * 1024;
 
 /// Most keys in a list.
 const KEYS_MAX: usize = 32;
+
+/// Most authorities of one class: the one that issues, and those that it replaces.
+const AUTHORITIES_MAX: usize = 3;
 
 /// Keeps a bundle's signature from being taken for that of anything else the root might sign.
 const CONTEXT: &[u8] = b"trader-bundle-1\n";
@@ -33,8 +36,9 @@ pub struct Bundle {
     pub trust_domain: String,
     /// Grows with every change; never decreases.
     pub version: u64,
-    /// Certificate (DER, base64) of each class's authority.
-    pub authorities: BTreeMap<PeerClass, String>,
+    /// Certificates (DER, base64) of each class's authorities, the one that issues first. There are two while one is
+    /// being replaced.
+    pub authorities: BTreeMap<PeerClass, Vec<String>>,
     /// Keys that sign grants, 64 hexadecimal digits each.
     pub grant_keys: Vec<String>,
     /// Key that signs the log's heads, 64 hexadecimal digits.
@@ -46,11 +50,11 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// The certificate of a class's authority; `None` when the class has none.
+    /// The certificates of a class's authorities, the one that issues first; none when the class has none.
     #[must_use]
-    pub fn authority(&self, class: PeerClass) -> Option<AuthorityCertificate> {
-        let der = BASE64_STANDARD.decode(self.authorities.get(&class)?).ok()?;
-        AuthorityCertificate::parse(&der).ok()
+    pub fn authorities(&self, class: PeerClass) -> Vec<AuthorityCertificate> {
+        let encoded = self.authorities.get(&class).map(Vec::as_slice).unwrap_or_default();
+        encoded.iter().filter_map(|text| decode(text)).collect()
     }
 
     /// A certificate as it stands in [`Bundle::authorities`].
@@ -64,12 +68,20 @@ impl Bundle {
         if !is_trust_domain(&self.trust_domain) {
             return wrong("its trust domain is not well formed");
         }
-        for class in self.authorities.keys() {
-            let Some(authority) = self.authority(*class) else { return wrong("an authority is unreadable") };
-            if authority.class() != *class || authority.trust_domain() != self.trust_domain {
-                return wrong("an authority stands under another's name");
+        for (class, encoded) in &self.authorities {
+            if encoded.is_empty() || encoded.len() > AUTHORITIES_MAX {
+                return wrong("a class has no authority, or too many");
             }
-            authority.verify_signature(root)?;
+            for (index, text) in encoded.iter().enumerate() {
+                let Some(authority) = decode(text) else { return wrong("an authority is unreadable") };
+                if authority.class() != *class || authority.trust_domain() != self.trust_domain {
+                    return wrong("an authority stands under another's name");
+                }
+                if encoded.iter().skip(index + 1).any(|other| other == text) {
+                    return wrong("an authority stands twice");
+                }
+                authority.verify_signature(root)?;
+            }
         }
         for keys in [&self.grant_keys, &self.release_keys, &vec![self.log_key.clone()]] {
             if keys.len() > KEYS_MAX {
@@ -91,6 +103,10 @@ impl Bundle {
     }
 }
 
+fn decode(text: &str) -> Option<AuthorityCertificate> {
+    AuthorityCertificate::parse(&BASE64_STANDARD.decode(text).ok()?).ok()
+}
+
 /// A bundle with the root's signature, as it is sent and stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -102,14 +118,17 @@ pub struct SignedBundle {
 }
 
 impl SignedBundle {
-    pub(crate) fn sign(bundle: &Bundle, root: &SigningKey) -> Result<Self, IdentityError> {
+    pub(crate) fn sign(bundle: &Bundle, root: &dyn Signer) -> Result<Self, IdentityError> {
         bundle.check(&root.verifying_key())?;
         let payload =
             serde_json::to_string(bundle).map_err(|_| IdentityError::Bundle("it cannot be written down"))?;
         if payload.len() > BUNDLE_BYTES_MAX {
             return Err(IdentityError::Bundle("larger than 64 KiB"));
         }
-        let signature = keys::to_hex(&root.sign(&[CONTEXT, payload.as_bytes()].concat()));
+        let signature = root
+            .sign(&[CONTEXT, payload.as_bytes()].concat())
+            .map_err(|error| IdentityError::Make(error.to_string()))?;
+        let signature = keys::to_hex(&signature);
         Ok(Self { payload, signature })
     }
 
@@ -138,6 +157,8 @@ impl SignedBundle {
 
 #[cfg(test)]
 mod tests {
+    use keys::SigningKey;
+
     use super::*;
     use crate::Root;
 
@@ -160,8 +181,8 @@ mod tests {
             trust_domain: "home.test".to_owned(),
             version: 4,
             authorities: BTreeMap::from([
-                (PeerClass::Agents, authority(PeerClass::Agents, 2)),
-                (PeerClass::Ledger, authority(PeerClass::Ledger, 3)),
+                (PeerClass::Agents, vec![authority(PeerClass::Agents, 2), authority(PeerClass::Agents, 9)]),
+                (PeerClass::Ledger, vec![authority(PeerClass::Ledger, 3)]),
             ]),
             grant_keys: vec![public(4)],
             log_key: public(5),
@@ -210,11 +231,16 @@ mod tests {
             let agents = bundle.authorities[&PeerClass::Agents].clone();
             bundle.authorities.insert(PeerClass::Management, agents);
         });
+        refuse(&|bundle| drop(bundle.authorities.insert(PeerClass::Ledger, Vec::new())));
+        refuse(&|bundle| {
+            let twice = vec![bundle.authorities[&PeerClass::Ledger][0].clone(); 2];
+            bundle.authorities.insert(PeerClass::Ledger, twice);
+        });
         // An authority of another root.
         refuse(&|bundle| {
             let key = SigningKey::from_seed(&[2; 32]);
             let stranger = root(8).authority(PeerClass::Agents, key, NOW, 86_400, [1; 16]).unwrap();
-            bundle.authorities.insert(PeerClass::Agents, Bundle::encode(stranger.certificate()));
+            bundle.authorities.insert(PeerClass::Agents, vec![Bundle::encode(stranger.certificate())]);
         });
     }
 

@@ -6,16 +6,18 @@
 //!
 //! INVARIANT: the class of an id follows from its path alone, and only that class's authority may certify it.
 //!
-//! Read on in [`spiffe`], [`authority`], [`leaf`], [`bundle`], [`ticket`].
+//! Read on in [`spiffe`], [`authority`], [`leaf`], [`bundle`], [`ticket`], [`keyring`].
 
 pub mod authority;
 pub mod bundle;
+pub mod keyring;
 pub mod leaf;
 pub mod spiffe;
 pub mod ticket;
 
 pub use authority::{Authority, AuthorityCertificate, Root};
 pub use bundle::{Bundle, SignedBundle};
+pub use keyring::{KeySet, KeyUse, Keyring};
 pub use leaf::Leaf;
 pub use spiffe::{PeerClass, SpiffeId};
 pub use ticket::{Entry, Refusal, Ticket, TicketBook};

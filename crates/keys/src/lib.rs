@@ -1,15 +1,27 @@
 //! Signing keys, digests and secrets that cannot leak by accident.
 //!
-//! Owns: Ed25519 signing and verifying keys, SHA-256 digests, hexadecimal text. It draws no randomness: a key is made from
-//! a seed that the caller was handed, so that a test can hand in its own.
+//! Owns: Ed25519 signing and verifying keys, SHA-256 digests, hexadecimal text; what is sealed to one agent
+//! ([`sealing`]), records at rest under a key per domain ([`envelope`]), a root key in a file
+//! ([`sealed_file`]) and among people ([`shares`]). It draws no randomness: a key is made from a seed that
+//! the caller was handed, so that a test can hand in its own.
 //!
 //! INVARIANT: no secret is printed. `Debug` of a signing key shows its public identifier only.
 
+mod aead;
+pub mod envelope;
+pub mod sealed_file;
+pub mod sealing;
+pub mod shares;
+pub mod signer;
+
 use std::fmt;
 
-use ed25519_dalek::Signer;
+use ed25519_dalek::Signer as _;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
+
+pub use sealing::{Channel, Sealed, SealingKey, SealingPublicKey};
+pub use signer::{SignError, Signer};
 
 /// What can be wrong with a key, a digest or a signature that came from outside.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -100,7 +100,10 @@ impl Proposal {
             && match entry.kind {
                 RevocationKind::Everything => self.action == "clear_kill",
                 RevocationKind::Agent => entry.id.split('#').next() == Some(self.target.as_str()),
-                RevocationKind::Grant | RevocationKind::Task | RevocationKind::Clearance => false,
+                RevocationKind::Grant
+                | RevocationKind::Task
+                | RevocationKind::Key
+                | RevocationKind::Clearance => false,
             }
     }
 }

@@ -11,10 +11,13 @@ use std::time::{Duration, Instant};
 use access::policy::PolicySet;
 use access::vocabulary::{Revocation, RevocationKind};
 use audit::record::Record;
+use identity::PeerClass;
 use tokio::sync::watch;
 use wire::journal::{Journal, JournalError, unix_ms};
+use wire::layout::Layout;
 use wire::problem::Problem;
 use wire::server::Connections;
+use wire::tls::Credentials;
 
 use crate::cases::Incident;
 use crate::database::{Database, DatabaseError, Table, Writes};
@@ -23,6 +26,7 @@ use crate::projection::Projection;
 use crate::registry::Member;
 use crate::state::{Authorities, Progress, State};
 
+mod bundles;
 mod enabling;
 mod members;
 mod revoking;
@@ -49,6 +53,9 @@ pub enum ControlError {
     /// The operating system gave no random bytes.
     #[error("the operating system gives no random bytes: {0}")]
     Random(String),
+    /// Something that management needs is not there now: the device with its keys, for one.
+    #[error("{0}")]
+    Unavailable(String),
     /// The asker may not have it; the reason code is the first word.
     #[error("{code}: {detail}")]
     Refused {
@@ -63,6 +70,14 @@ impl From<ControlError> for Problem {
     fn from(error: ControlError) -> Self {
         match error {
             ControlError::Refused { code, detail } => Problem::forbidden(code, &detail),
+            ControlError::Unavailable(detail) => {
+                tracing::error!(detail, "management cannot decide now");
+                Problem::unavailable("management_unavailable", &detail)
+            }
+            ControlError::Grant(access::grant::GrantError::Signer(error)) => {
+                tracing::error!(%error, "no grant can be signed");
+                Problem::unavailable("management_unavailable", "grants cannot be signed now")
+            }
             error => {
                 tracing::error!(%error, "management failed");
                 Problem::unavailable("management_failed", "management could not record or store the decision")
@@ -75,6 +90,14 @@ fn refused(code: &'static str, detail: impl Into<String>) -> ControlError {
     ControlError::Refused { code, detail: detail.into() }
 }
 
+/// Where a control plane is at home.
+pub struct Home {
+    /// The state directory.
+    pub layout: Layout,
+    /// Management's own identity, where it has listeners.
+    pub credentials: Option<Credentials>,
+}
+
 /// The control plane.
 pub struct Control {
     state: Mutex<State>,
@@ -82,14 +105,15 @@ pub struct Control {
     pub view: Mutex<Projection>,
     /// Policies.
     pub policy: PolicySet,
-    /// Keys.
-    pub authorities: Authorities,
+    /// Keys, as they are now.
+    authorities: Mutex<Arc<Authorities>>,
     /// Journal.
     pub journal: Arc<Journal>,
     /// Live connections of every listener, for cutting.
     pub connections: Arc<Connections>,
     /// The kill latch of this host, written when everything is stopped.
     pub kill_latch: std::path::PathBuf,
+    home: Home,
     database: Database,
     queue_changed: watch::Sender<u64>,
     feed_changed: watch::Sender<u64>,
@@ -106,16 +130,17 @@ impl Control {
         journal: Arc<Journal>,
         database: Database,
         connections: Arc<Connections>,
-        kill_latch: std::path::PathBuf,
+        home: Home,
     ) -> Self {
         Self {
             state: Mutex::new(state),
             view: Mutex::new(Projection::default()),
             policy,
-            authorities,
+            authorities: Mutex::new(Arc::new(authorities)),
             journal,
             connections,
-            kill_latch,
+            kill_latch: home.layout.kill_latch(),
+            home,
             database,
             queue_changed: watch::Sender::new(0),
             feed_changed: watch::Sender::new(0),
@@ -131,6 +156,31 @@ impl Control {
             );
             std::process::abort()
         })
+    }
+
+    /// The keys that management signs with now.
+    #[must_use]
+    pub fn authorities(&self) -> Arc<Authorities> {
+        self.authorities.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on, these. Management's own identity follows when its authority is another, and its listeners trust whom
+    /// the new bundle names.
+    fn use_authorities(&self, next: Authorities, now: i64) -> Result<(), ControlError> {
+        if let Some(credentials) = &self.home.credentials {
+            let current = credentials.current();
+            let issuing = next.classes.get(&PeerClass::Management);
+            let same = issuing.is_some_and(|authority| authority.certificate() == current.authority().der());
+            let identity = if same {
+                current.with_bundle(next.bundle.clone()).map_err(|error| error.to_string())
+            } else {
+                crate::bootstrap::issue_for(&next, current.id(), now).map_err(|error| error.to_string())
+            };
+            let identity = identity.map_err(ControlError::Unavailable)?;
+            credentials.replace(Arc::new(identity));
+        }
+        *self.authorities.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        Ok(())
     }
 
     /// What the log says, for reading.

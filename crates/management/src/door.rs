@@ -5,6 +5,7 @@ use std::sync::Arc;
 use access::policy::{OperatorQuery, PolicyDecision, StandingAction};
 use identity::PeerClass;
 use wire::guard::{Ask, Door, Needs, Verdict};
+use wire::journal::unix_ms;
 
 use crate::control::Control;
 use crate::registry::Stranger;
@@ -21,14 +22,21 @@ impl ControlDoor {
         Self { control }
     }
 
-    fn standing(&self, ask: &Ask<'_>, action: StandingAction) -> Verdict {
-        match self.control.state().registry.identify(ask.peer) {
-            Ok(_) => {}
+    fn standing(&self, ask: &Ask<'_>, action: StandingAction, offered: bool) -> Verdict {
+        let now = unix_ms() / 1_000;
+        let state = self.control.state();
+        let identified = match offered {
+            true => state.registry.identify_offered(ask.peer),
+            false => state.registry.identify(ask.peer, now),
+        };
+        match identified.map(drop) {
+            Ok(()) => {}
             // Who was revoked may still say what it did: evidence is not cut off with the rest. Reporting changes nothing
             // but the log.
             Err(Stranger::Revoked) if action == StandingAction::ReportStatus => {}
             Err(stranger) => return deny(stranger.as_str(), "no current identity of this name"),
         }
+        drop(state);
         let id = ask.peer.id.to_string();
         verdict(&self.control.policy.standing(&id, ask.peer.class.as_str(), action))
     }
@@ -37,7 +45,8 @@ impl ControlDoor {
 impl Door for ControlDoor {
     fn decide(&self, ask: &Ask<'_>) -> Verdict {
         match ask.needs {
-            Needs::Standing(action) => self.standing(ask, action),
+            Needs::Standing(action) => self.standing(ask, action, false),
+            Needs::Proof(action) => self.standing(ask, action, true),
             // The listener takes operators only; a right of theirs is no reason to rely on that.
             Needs::Operator(_) if ask.peer.class != PeerClass::Operators => {
                 deny("not_permitted", "only operators may")

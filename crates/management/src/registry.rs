@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use identity::{PeerClass, SpiffeId};
+use identity::keyring::{HeldSet, KeyRefusal};
+use identity::{KeySet, Keyring, PeerClass, SpiffeId};
 use serde::{Deserialize, Serialize};
 use wire::tls::Peer;
 
@@ -12,12 +13,8 @@ use wire::tls::Peer;
 pub struct Member {
     /// SPIFFE ID.
     pub id: SpiffeId,
-    /// Epoch of the current identity; every enrolment raises it.
-    pub epoch: u32,
-    /// SHA-256 of the current TLS public key, hexadecimal.
-    pub key: String,
-    /// When the current certificate ends, in seconds since the Unix epoch.
-    pub expires: i64,
+    /// Its keys: those in use, those that are to follow, those that were.
+    pub keys: Keyring,
     /// Highest epoch that was revoked.
     pub revoked_through: Option<u32>,
     /// Whether it gets no task and no new ticket until two people reinstate it.
@@ -29,8 +26,8 @@ pub struct Member {
 pub enum Stranger {
     /// Nobody of that name enrolled.
     Unknown,
-    /// The certificate is not the current one.
-    NotCurrent,
+    /// Its key does not speak for it.
+    Key(KeyRefusal),
     /// The identity was revoked.
     Revoked,
 }
@@ -41,7 +38,7 @@ impl Stranger {
     pub fn as_str(self) -> &'static str {
         match self {
             Stranger::Unknown => "not_enrolled",
-            Stranger::NotCurrent => "identity_not_current",
+            Stranger::Key(refusal) => refusal.as_str(),
             Stranger::Revoked => "agent_revoked",
         }
     }
@@ -79,7 +76,7 @@ impl Registry {
     /// The epoch that the next enrolment of an id gets.
     #[must_use]
     pub fn next_epoch(&self, id: &SpiffeId) -> u32 {
-        self.members.get(id).map_or(1, |member| member.epoch.saturating_add(1))
+        self.members.get(id).map_or(1, |member| member.keys.epoch().saturating_add(1))
     }
 
     /// Puts a member as it now is.
@@ -87,19 +84,41 @@ impl Registry {
         self.members.insert(member.id.clone(), member);
     }
 
-    /// The member that a peer proved to be, by the current certificate and key of its name.
+    /// The member that a peer proved to be, by a key that speaks for it at `now`, in seconds since the Unix epoch.
     ///
     /// # Errors
     /// Why it is none.
-    pub fn identify(&self, peer: &Peer) -> Result<&Member, Stranger> {
+    pub fn identify(&self, peer: &Peer, now: i64) -> Result<&Member, Stranger> {
         let member = self.members.get(&peer.id).ok_or(Stranger::Unknown)?;
-        if member.epoch != peer.epoch || member.key != keys::to_hex(&peer.key) {
-            return Err(Stranger::NotCurrent);
-        }
-        if member.is_revoked() {
+        member.keys.judge(&keys::to_hex(&peer.key), peer.epoch, now).map_err(Stranger::Key)?;
+        if member.revoked_through.is_some_and(|through| peer.epoch <= through) {
             return Err(Stranger::Revoked);
         }
         Ok(member)
+    }
+
+    /// The member whose offered set a peer comes with.
+    ///
+    /// # Errors
+    /// When it comes with another key, or is revoked.
+    pub fn identify_offered(&self, peer: &Peer) -> Result<&Member, Stranger> {
+        let member = self.members.get(&peer.id).ok_or(Stranger::Unknown)?;
+        let key = keys::to_hex(&peer.key);
+        let is_theirs = |set: &&HeldSet| set.keys.tls == key && set.epoch == peer.epoch;
+        let offered = member.keys.offered().filter(is_theirs);
+        if offered.or(member.keys.active().filter(is_theirs)).is_none() {
+            return Err(Stranger::Key(KeyRefusal::NoOffer));
+        }
+        if member.revoked_through.is_some_and(|through| peer.epoch <= through) {
+            return Err(Stranger::Revoked);
+        }
+        Ok(member)
+    }
+
+    /// Whether anybody ever had a key of this set.
+    #[must_use]
+    pub fn knows(&self, set: &KeySet) -> bool {
+        self.members.values().any(|member| member.keys.knows(set))
     }
 }
 
@@ -107,6 +126,12 @@ impl Member {
     /// Whether the current identity is revoked.
     #[must_use]
     pub fn is_revoked(&self) -> bool {
-        self.revoked_through.is_some_and(|through| self.epoch <= through)
+        self.revoked_through.is_some_and(|through| self.epoch() <= through)
+    }
+
+    /// Epoch of the set in use; 0 while there is none.
+    #[must_use]
+    pub fn epoch(&self) -> u32 {
+        self.keys.active().map_or(0, |set| set.epoch)
     }
 }

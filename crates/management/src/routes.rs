@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 use access::policy::{OperatorAction, StandingAction};
 use axum::http::Method;
 use axum::response::Response;
-use identity::{PeerClass, SpiffeId};
+use identity::keyring::{KeyState, KeyUse};
+use identity::{PeerClass, SignedBundle, SpiffeId};
 use serde::{Deserialize, Serialize};
-use wire::api::{QueueRequest, RevocationPoll, RoleReply, StatusReply, StatusReport};
+use wire::api::{KeyOffer, KeyProof, QueueRequest, RevocationPoll, RoleReply, StatusReport};
 use wire::guard::{
     Ask, Door, Needs, Operation, Pass, Routes, Touched, Verdict, from_json, json, query_value,
 };
 use wire::journal::Journal;
 use wire::problem::Problem;
+use wire::renew::{ACTIVATE_PATH, OFFER_PATH};
 
 use crate::cases::{Approval, Incident, NO_SUCH_PROPOSAL, OWN_PROPOSAL, Proposal, RevocationProof};
 use crate::control::Control;
@@ -45,6 +47,8 @@ pub fn member_routes(shared: Arc<Shared>, journal: Arc<Journal>) -> Routes<Share
     Routes::new(shared, door, journal)
         .with::<ReportStatus>()
         .with::<VerifyRole>()
+        .with::<OfferKeys>()
+        .with::<ActivateKeys>()
         .with::<CheckQueue>()
         .with::<Hear>()
 }
@@ -65,6 +69,9 @@ pub fn operator_routes(shared: Arc<Shared>, journal: Arc<Journal>) -> Routes<Sha
         .with::<RevokeGrant>()
         .with::<Kill>()
         .with::<CreateTicket>()
+        .with::<ReadKeys>()
+        .with::<RotateKeys>()
+        .with::<PublishBundles>()
         .with::<Propose>()
         .with::<Approve>()
 }
@@ -122,6 +129,7 @@ impl Operation for ReportStatus {
     }
 
     async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
+        let held = self.0.bundle;
         let lines: Vec<Vec<u8>> = self.0.journal.into_iter().map(String::into_bytes).collect();
         let joined =
             state.joiner.join(process_name(&pass.peer.id), lines).await.map_err(|error| match error {
@@ -135,7 +143,7 @@ impl Operation for ReportStatus {
             }
             state.control.end_task(&pass.peer, &end)?;
         }
-        json(&StatusReply { joined })
+        json(&state.control.answer_report(&pass.peer, joined, held))
     }
 }
 
@@ -164,6 +172,48 @@ impl Operation for VerifyRole {
             epoch: pass.peer.epoch,
             quarantined,
         })
+    }
+}
+
+struct OfferKeys(KeyOffer);
+
+impl Operation for OfferKeys {
+    type State = Shared;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = OFFER_PATH;
+    const NEEDS: Needs = Needs::Standing(StandingAction::VerifyRole);
+
+    fn parse(_query: &str, body: &[u8]) -> Result<Self, Problem> {
+        from_json(body).map(Self)
+    }
+
+    fn touched(&self, _state: &Shared) -> Touched {
+        Touched::default()
+    }
+
+    async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
+        json(&state.control.offer_keys(&pass.peer, &self.0)?)
+    }
+}
+
+struct ActivateKeys(KeyProof);
+
+impl Operation for ActivateKeys {
+    type State = Shared;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = ACTIVATE_PATH;
+    const NEEDS: Needs = Needs::Proof(StandingAction::VerifyRole);
+
+    fn parse(_query: &str, body: &[u8]) -> Result<Self, Problem> {
+        from_json(body).map(Self)
+    }
+
+    fn touched(&self, _state: &Shared) -> Touched {
+        Touched::default()
+    }
+
+    async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
+        json(&state.control.activate_keys(&pass.peer, &self.0)?)
     }
 }
 
@@ -309,14 +359,14 @@ fn agents(control: &Control) -> Vec<AgentView> {
             name: process_name(&member.id),
             id: member.id.to_string(),
             class: PeerClass::of(&member.id).map_or("", PeerClass::as_str).to_owned(),
-            epoch: member.epoch,
+            epoch: member.epoch(),
             status: match (member.quarantined, member.is_revoked()) {
                 (true, _) => "quarantined",
                 (false, true) => "reinstated",
                 (false, false) => "active",
             }
             .to_owned(),
-            expires: member.expires,
+            expires: member.keys.active().map_or(0, |set| set.expires),
             task: holding(&member.id),
         })
         .collect()
@@ -438,7 +488,7 @@ fn agent_id(control: &Control, name: &str) -> Result<SpiffeId, Problem> {
     if name.starts_with("spiffe://") {
         name.parse().map_err(wrong)
     } else {
-        SpiffeId::agent(&control.authorities.trust_domain, name).map_err(wrong)
+        SpiffeId::agent(&control.authorities().trust_domain, name).map_err(wrong)
     }
 }
 
@@ -466,6 +516,139 @@ impl Operation for CreateTicket {
             .map_err(|_| Problem::bad_request("bad_id", "the target must be a SPIFFE ID"))?;
         let ticket = state.control.create_ticket(&id)?;
         json(&serde_json::json!({ "id": id, "ticket": *ticket.to_text() }))
+    }
+}
+
+/// One key of one member, as operators see it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeyView {
+    /// Name of the member: of an agent, a unit or the desk.
+    pub agent: String,
+    /// What the key is for: `tls`, `signing`, `sealing/control`, `sealing/data` or `sealing/alerts`.
+    pub channel: String,
+    /// First 16 digits of the public key; of the TLS key, of its SHA-256.
+    pub key_id: String,
+    /// Seconds since it became active; since it was offered, where it is not.
+    pub age_s: i64,
+    /// Enrolment epoch.
+    pub epoch: u32,
+    /// `offered`, `active`, `draining` or `retired`.
+    pub state: String,
+    /// When its certificate ends, in seconds since the Unix epoch.
+    pub expires: i64,
+    /// First 16 digits of the SHA-256 of the authority's certificate.
+    pub authority: String,
+}
+
+/// Keys of every member, and the age of the oldest that is active.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeysView {
+    /// The keys.
+    pub keys: Vec<KeyView>,
+    /// Age of the oldest active key, in seconds.
+    pub oldest_active_key_age_s: i64,
+    /// Version of the trust bundle.
+    pub bundle: u64,
+    /// Bundles that wait to be published, while an authority is being replaced.
+    pub bundles_waiting: usize,
+}
+
+fn keys_view(control: &Control) -> KeysView {
+    let now = wire::journal::unix_ms() / 1_000;
+    let bundle = control.authorities().version;
+    let bundles_waiting = control.bundles_waiting();
+    let state = control.state();
+    let mut keys = Vec::new();
+    let mut oldest = 0;
+    for member in state.registry.members() {
+        for (set, key_state) in member.keys.rows(now) {
+            let age_s = now.saturating_sub(set.since).max(0);
+            if key_state == KeyState::Active {
+                oldest = oldest.max(age_s);
+            }
+            for usage in KeyUse::ALL {
+                keys.push(KeyView {
+                    agent: process_name(&member.id),
+                    channel: usage.as_str().to_owned(),
+                    key_id: set.keys.key(usage).chars().take(16).collect(),
+                    age_s,
+                    epoch: set.epoch,
+                    state: key_state.as_str().to_owned(),
+                    expires: set.expires,
+                    authority: set.authority.chars().take(16).collect(),
+                });
+            }
+        }
+    }
+    KeysView { keys, oldest_active_key_age_s: oldest, bundle, bundles_waiting }
+}
+
+read_route!(ReadKeys, "/v1/keys", |control, _query| keys_view(control));
+
+struct RotateKeys(Aim);
+
+impl Operation for RotateKeys {
+    type State = Shared;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/v1/keys/rotate";
+    const NEEDS: Needs = Needs::Operator(OperatorAction::RotateKeys);
+
+    fn parse(_query: &str, body: &[u8]) -> Result<Self, Problem> {
+        from_json(body).map(Self)
+    }
+
+    fn touched(&self, _state: &Shared) -> Touched {
+        Touched { target: self.0.target.clone(), ..Touched::default() }
+    }
+
+    async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
+        let control = &state.control;
+        let id = match self.0.target.as_str() {
+            "all" => None,
+            name => Some(member_id(control, name)?),
+        };
+        let asked = control.ask_for_rotation(id.as_ref(), pass.peer.id.as_str())?;
+        json(&serde_json::json!({ "asked": asked }))
+    }
+}
+
+/// A member by the name that its process goes by, or by its SPIFFE ID.
+fn member_id(control: &Control, name: &str) -> Result<SpiffeId, Problem> {
+    let state = control.state();
+    let named = |id: &&SpiffeId| id.as_str() == name || process_name(id) == name;
+    let found = state.registry.members().map(|member| &member.id).find(named).cloned();
+    found.ok_or_else(|| {
+        Problem::bad_request("no_such_member", "name a member as `trader agent list` does, or say all")
+    })
+}
+
+/// Bundles that follow each other while an authority is replaced, each signed by the root.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BundlesBody {
+    /// In the order in which they are published.
+    pub bundles: Vec<SignedBundle>,
+}
+
+struct PublishBundles(BundlesBody);
+
+impl Operation for PublishBundles {
+    type State = Shared;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/v1/bundles";
+    const NEEDS: Needs = Needs::Operator(OperatorAction::ReplaceAuthority);
+
+    fn parse(_query: &str, body: &[u8]) -> Result<Self, Problem> {
+        from_json(body).map(Self)
+    }
+
+    fn touched(&self, _state: &Shared) -> Touched {
+        Touched { target: format!("{} bundles", self.0.bundles.len()), ..Touched::default() }
+    }
+
+    async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
+        let published = state.control.publish_bundles(self.0.bundles, pass.peer.id.as_str())?;
+        json(&serde_json::json!({ "version": published }))
     }
 }
 

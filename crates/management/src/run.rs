@@ -17,9 +17,10 @@ use wire::journal::{Journal, told, unix_ms};
 use wire::layout::{ConfigError, Layout, Topology, read_json};
 use wire::problem::Problem;
 use wire::server::{Connections, ServerOptions, serve};
+use wire::tls::Credentials;
 
-use crate::bootstrap::{self, BootstrapError, LEAF_TTL_S};
-use crate::control::Control;
+use crate::bootstrap::{self, BootstrapError};
+use crate::control::{Control, Home};
 use crate::database::{Database, Table};
 use crate::joiner::{Joiner, replay};
 use crate::log_files::LogFiles;
@@ -111,10 +112,11 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
     let topology: Topology = read_json(&layout.topology())?;
     let plan: Plan = read_json(&layout.plan())?;
     let authorities = bootstrap::authorities(&layout)?;
-    let log_key = bootstrap::log_key(&layout)?;
+    let log_key = bootstrap::log_key(&layout, &authorities.store)?;
     let (_, bundle) = bootstrap::bundle(&layout)?;
     let own_id = SpiffeId::management(&bundle.trust_domain).map_err(BootstrapError::from)?;
     let identity = Arc::new(bootstrap::issue_here(&authorities, &own_id, &layout.identity(NAME))?);
+    let credentials = Credentials::new(identity);
     let journal = Journal::open(&layout.journal(NAME), NAME)?;
     let database = Database::open(&layout.process(NAME).join("management.db"))?;
     let mut watcher = load_watch(&layout, &bundle)?;
@@ -129,7 +131,7 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
         journal.clone(),
         database,
         connections.clone(),
-        layout.kill_latch(),
+        Home { layout: layout.clone(), credentials: Some(credentials.clone()) },
     ));
     let log = Log::open(LogFiles::open(&layout.log())?, &log_origin(&bundle.trust_domain), log_key)?;
     let joined = replay(&log, &control, &mut watcher)?;
@@ -156,12 +158,12 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
             PeerClass::Operators => operator_routes(shared.clone(), journal.clone()),
             _ => member_routes(shared.clone(), journal.clone()),
         };
-        let tls = wire::tls::server_config(&identity, class)?;
+        let tls = wire::tls::server_config(&credentials, class)?;
         let listener = TcpListener::bind(*address).await?;
         let options = ServerOptions::default();
         servers.spawn(serve(listener, tls, routes.into_router(), options, connections.clone(), stop.clone()));
     }
-    let enrolment = wire::enrol::enrolment_server_config(&identity)?;
+    let enrolment = wire::enrol::enrolment_server_config(&credentials)?;
     let listener = TcpListener::bind(topology.enrolment).await?;
     let router = wire::guard::enrolment_router({
         let control = control.clone();
@@ -186,8 +188,8 @@ pub fn log_origin(trust_domain: &str) -> String {
 fn enrol(control: &Control, newcomer: &Newcomer, request: &EnrolRequest) -> Result<EnrolReply, Problem> {
     let refused = || Problem::forbidden("enrolment_refused", "the ticket is not good for this identity");
     let ticket = identity::Ticket::parse(&request.ticket).map_err(|_| refused())?;
-    let certificate = control.enrol(ticket.secret(), &request.id, &newcomer.spki_der, LEAF_TTL_S)?;
-    Ok(EnrolReply::new(&certificate, control.authorities.bundle.clone()))
+    let challenge = control.enrol(ticket.secret(), &request.id, newcomer, &request.offer)?;
+    Ok(EnrolReply { challenge, bundle: control.authorities().bundle.clone() })
 }
 
 /// Joins management's own journal like everybody else's.
@@ -217,13 +219,19 @@ async fn join_own(journal: Arc<Journal>, joiner: Joiner, mut stop: watch::Receiv
     }
 }
 
-/// Looks after tasks that are held too long.
+/// Looks after tasks that are held too long, and keys whose time is over.
 async fn sweep(control: Arc<Control>, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(1)) => {
                 if let Err(error) = control.expire_tasks() {
                     tracing::error!(%error, at_ms = unix_ms(), "tasks could not be given to others");
+                }
+                if let Err(error) = control.retire_keys(unix_ms() / 1_000) {
+                    tracing::error!(%error, "keys that were followed could not be retired");
+                }
+                if let Err(error) = control.go_on_publishing() {
+                    tracing::error!(%error, "the next trust bundle could not be published");
                 }
             }
             () = told(&mut stop) => return,

@@ -241,6 +241,14 @@ impl Schedule {
         Some(task)
     }
 
+    /// Takes a task back that could not be handed out, through no fault of its holder: the attempt does not count.
+    pub fn untake(&mut self, id: &str, holder: &str) {
+        if let Some(task) = self.tasks.get_mut(id).filter(|task| task.is_with(holder)) {
+            task.state = TaskState::Ready;
+            task.attempt = task.attempt.saturating_sub(1);
+        }
+    }
+
     /// Whether a task is with this holder, in this attempt.
     #[must_use]
     pub fn holds(&self, id: &str, holder: &str, attempt: u32) -> bool {

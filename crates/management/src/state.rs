@@ -1,12 +1,13 @@
 //! What management knows: the state behind the one lock, the keys it signs with, and the progress that is stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use access::revocation::{RevocationError, RevocationLog};
 use access::vocabulary::{Revocation, RevocationKind};
-use identity::{Authority, PeerClass, TicketBook};
-use keys::SigningKey;
+use identity::{Authority, PeerClass, SpiffeId, TicketBook};
+use keys::Signer;
 use serde::{Deserialize, Serialize};
 
 use crate::cases::{Incident, Proposal};
@@ -36,6 +37,23 @@ pub struct State {
     pub not_before: Option<Instant>,
     /// Whether the run's end was recorded.
     pub ended: bool,
+    /// Members whose keys are to be replaced when they became active before this moment, in seconds since the Unix epoch.
+    pub renew_before: BTreeMap<SpiffeId, i64>,
+    /// Version of the trust bundle that each member goes by, as it said last.
+    pub bundles_held: BTreeMap<SpiffeId, u64>,
+    /// Bundles that are to be published, while an authority is being replaced.
+    pub waiting_bundles: Option<WaitingBundles>,
+}
+
+/// Bundles that the root has signed, in the order in which they are to be published.
+#[derive(Debug)]
+pub struct WaitingBundles {
+    /// The bundles.
+    pub bundles: VecDeque<identity::SignedBundle>,
+    /// Who brought them.
+    pub by: String,
+    /// When the one before was published.
+    pub since: Instant,
 }
 
 /// Why what was stored cannot be gone on from.
@@ -69,6 +87,8 @@ impl State {
         if killed || is_killed(&revocations) {
             schedule.halt(KILLED);
         }
+        let waiting: Vec<identity::SignedBundle> =
+            database.get(Table::Tasks, "bundles_waiting")?.unwrap_or_default();
         let incidents: Vec<Incident> = database.all(Table::Incidents)?;
         let proposals: Vec<Proposal> = database.all(Table::Proposals)?;
         Ok(Self {
@@ -81,6 +101,13 @@ impl State {
             equity: progress.equity,
             not_before: None,
             ended: progress.ended,
+            renew_before: BTreeMap::new(),
+            bundles_held: BTreeMap::new(),
+            waiting_bundles: (!waiting.is_empty()).then(|| WaitingBundles {
+                bundles: waiting.into(),
+                by: "management".to_owned(),
+                since: Instant::now(),
+            }),
         })
     }
 }
@@ -103,11 +130,15 @@ pub struct Authorities {
     /// One authority per peer class.
     pub classes: BTreeMap<PeerClass, Authority>,
     /// Key that signs grants.
-    pub grant_key: SigningKey,
+    pub grant_key: Arc<dyn Signer>,
     /// Public half of the root key.
     pub root: keys::VerifyingKey,
     /// The signed trust bundle.
     pub bundle: identity::SignedBundle,
+    /// Its version.
+    pub version: u64,
+    /// Where the private keys live.
+    pub store: Arc<keystore::KeyStore>,
 }
 
 /// The step under way, as it is stored.

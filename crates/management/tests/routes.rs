@@ -4,14 +4,21 @@
 //! change of rights is read as a change of lines. After a wanted change: `TRADER_BLESS=1 cargo test -p management --test
 //! routes`, then read the difference. A route without a row fails.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
 
 #[path = "routes/crashes.rs"]
 mod crashes;
+#[path = "routes/rotation.rs"]
+mod rotation;
 #[path = "routes/world.rs"]
 mod world;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -26,6 +33,7 @@ use tokio::sync::watch;
 use wire::client::{Client, ClientError, Reached};
 use wire::http::Method;
 use wire::problem::Problem;
+use wire::renew::{ACTIVATE_PATH, OFFER_PATH};
 use wire::server::{Connections, ServerOptions, serve};
 use wire::tls::{Peer, server_config};
 use world::{Standing, World, agent, operator};
@@ -60,14 +68,16 @@ struct Row {
     ask: fn(&Approval) -> Option<Value>,
     /// Whether this class of members may; for operators' routes, see [`OWN`].
     may: fn(PeerClass) -> bool,
+    /// With which word the handler refuses what is asked, once the door has let it in.
+    then: Option<&'static str>,
 }
 
 fn get(path: &'static str, may: fn(PeerClass) -> bool) -> Row {
-    Row { method: Method::GET, path, ask: |_| None, may }
+    Row { method: Method::GET, path, ask: |_| None, may, then: None }
 }
 
 fn post(path: &'static str, ask: fn(&Approval) -> Option<Value>, may: fn(PeerClass) -> bool) -> Row {
-    Row { method: Method::POST, path, ask, may }
+    Row { method: Method::POST, path, ask, may, then: None }
 }
 
 /// Who may do what without a grant. A new route gets a line here.
@@ -78,6 +88,8 @@ fn member_rows() -> Vec<Row> {
     vec![
         post("/v1/status", |_| Some(json!({ "journal": [], "ended": null })), member),
         get("/v1/role", member),
+        Row { then: Some("keys_unproven"), ..post(OFFER_PATH, |_| Some(unproven_offer()), member) },
+        post(ACTIVATE_PATH, |_| Some(json!({ "control": "", "data": "", "alerts": "" })), member),
         post("/v1/queue", |_| Some(json!({ "wait_ms": 0 })), agents_or_desk),
         post("/v1/revocations", |_| Some(json!({ "acknowledged": 0, "wait_ms": 0 })), guards),
     ]
@@ -103,6 +115,12 @@ fn operator_rows() -> Vec<Row> {
         get("/v1/events", operator),
         get("/v1/proposals", operator),
         get("/v1/equity", operator),
+        get("/v1/keys", operator),
+        post("/v1/keys/rotate", |_| aim("all"), operator),
+        Row {
+            then: Some("bad_bundles"),
+            ..post("/v1/bundles", |_| Some(json!({ "bundles": [] })), operator)
+        },
         post("/v1/approvals", |approval| Some(json!(approval)), operator),
         post("/v1/proposals", |_| propose(&agent("agent-3")), operator),
         post("/v1/tickets", |_| aim(agent("agent-5").as_str()), operator),
@@ -110,6 +128,15 @@ fn operator_rows() -> Vec<Row> {
         post("/v1/revoke/agent", |_| aim(agent("agent-4").as_str()), operator),
         post("/v1/kill", |_| aim("everything"), operator),
     ]
+}
+
+/// Keys that nobody has shown to be theirs.
+fn unproven_offer() -> Value {
+    let key = |digit: &str| digit.repeat(64);
+    let keys = json!({
+        "tls": key("1"), "signing": key("2"), "control": key("3"), "data": key("4"), "alerts": key("5"),
+    });
+    json!({ "keys": keys, "spki": "", "proof": "", "endorsement": null })
 }
 
 fn aim(target: &str) -> Option<Value> {
@@ -136,6 +163,12 @@ impl World {
         let (status, body) = send(&place.router, peer, &row.method, row.path, None, &asked).await;
         let code = if status == 200 { String::new() } else { Problem::parse(status, &body).code };
         let new: Vec<Record> = self.records().split_off(before);
+        if row.then == Some(&code) {
+            let done =
+                new.iter().any(|record| !matches!(record, Record::OperatorAction { allowed: true, .. }));
+            assert_eq!((done, self.effects()), (false, effects), "{what}: something was done: {new:?}");
+            return (status, code);
+        }
         let decided = new.first().and_then(|record| match record {
             Record::Decision { peer, allowed, reason, .. }
             | Record::OperatorAction { operator: peer, allowed, reason, .. } => {
@@ -166,9 +199,10 @@ fn missing(place: &Place, rows: &[Row]) -> Vec<String> {
 /// What a row must be answered with: no code when it is allowed.
 fn expected(row: &Row, class: PeerClass, standing: Standing) -> &'static str {
     match standing {
-        Standing::Enrolled if (row.may)(class) => "",
+        Standing::Enrolled if (row.may)(class) => row.then.unwrap_or_default(),
         Standing::Enrolled => "not_permitted",
         Standing::Unknown => "not_enrolled",
+        Standing::OldEpoch | Standing::OtherKey if row.path == ACTIVATE_PATH => "no_such_offer",
         Standing::OldEpoch | Standing::OtherKey => "identity_not_current",
         Standing::Revoked | Standing::Reinstated if row.path == LAST_WORDS => "",
         Standing::Revoked | Standing::Reinstated => "agent_revoked",
@@ -234,7 +268,8 @@ async fn operators() -> Matrix {
             let answer = world.ask(&world.operators, row, &peer, &proposal.approval()).await;
             let own = row.path == OWN && proposer == peer.id;
             assert!((row.may)(peer.class), "operators' routes are for operators");
-            check(row, who, &answer, if own { "forbidden" } else { "" });
+            let code = if own { "forbidden" } else { row.then.unwrap_or_default() };
+            check(row, who, &answer, code);
             line(&mut matrix, number, &world.operators, row, who, &answer);
         }
         assert_eq!(world.control.open_proposal(&proposal.id).is_some(), proposer == peer.id);
@@ -299,13 +334,19 @@ async fn everybody_is_answered_as_the_reviewed_matrix_says() {
 
 #[test]
 fn an_agent_has_exactly_three_standing_permissions() {
-    let may = |class| -> Vec<&str> {
-        member_rows().iter().filter(|row| (row.may)(class)).map(|row| row.path).collect()
+    let world = World::new();
+    let needs = |path: &str| {
+        let mut routes = world.members.table.iter();
+        routes.find(|route| route.path == path).unwrap().needs.as_str()
     };
-    assert_eq!(may(PeerClass::Agents), ["/v1/status", "/v1/role", "/v1/queue"]);
-    assert_eq!(may(PeerClass::Desk), ["/v1/status", "/v1/role", "/v1/queue", "/v1/revocations"]);
+    let may = |class| -> BTreeSet<&str> {
+        member_rows().iter().filter(|row| (row.may)(class)).map(|row| needs(row.path)).collect()
+    };
+    let three = BTreeSet::from(["check_queue", "report_status", "verify_role"]);
+    assert_eq!(may(PeerClass::Agents), three);
+    assert_eq!(may(PeerClass::Desk), &three | &BTreeSet::from(["hear_revocations"]));
     for unit in UNITS {
-        assert_eq!(may(unit), ["/v1/status", "/v1/role", "/v1/revocations"]);
+        assert_eq!(may(unit), BTreeSet::from(["hear_revocations", "report_status", "verify_role"]));
     }
     for nobody in [PeerClass::Operators, PeerClass::Management] {
         assert!(may(nobody).is_empty());
@@ -339,7 +380,7 @@ async fn post_as(world: &World, peer: &Peer, path: &str, body: Value) -> (u16, P
 
 /// An agent of the system's own trust domain, as a name alone means it.
 fn here(world: &World, name: &str) -> SpiffeId {
-    SpiffeId::agent(&world.control.authorities.trust_domain, name).unwrap()
+    SpiffeId::agent(&world.control.authorities().trust_domain, name).unwrap()
 }
 
 /// A stopped system with an agent in quarantine, and two proposals of another person: to let each go on.

@@ -27,6 +27,8 @@ pub struct Config {
     pub forgeries: Forgeries,
     /// When an order beyond its grant is conspicuous.
     pub over_limit: OverLimit,
+    /// When a key that was replaced is used.
+    pub stolen_keys: StolenKeys,
     /// Fills beyond what was approved.
     pub overfill: Overfill,
     /// Value of an order.
@@ -63,6 +65,14 @@ pub struct Forgeries {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OverLimit {
+    /// Reasons of refusals that say so.
+    pub reasons: BTreeSet<String>,
+}
+
+/// When a refusal shows a stolen key: at once, for a key that was replaced has been destroyed by its owner.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StolenKeys {
     /// Reasons of refusals that say so.
     pub reasons: BTreeSet<String>,
 }
@@ -156,6 +166,7 @@ impl Config {
             self.refusals.retryable.is_disjoint(&self.forgeries.reasons),
             "without the reasons of forgeries",
         )?;
+        value("stolen_keys.reasons", !self.stolen_keys.reasons.is_empty(), "at least one reason")?;
         value("over_limit.reasons", !self.over_limit.reasons.is_empty(), "at least one reason")?;
         ratio("overfill.split_ratio_min", self.overfill.split_ratio_min)?;
         ratio("overfill.notional_ratio_max", self.overfill.notional_ratio_max)?;

@@ -16,6 +16,8 @@ pub enum Rule {
     ForgedGrant,
     /// An order went beyond the limits of the agent's own grant.
     OverLimit,
+    /// A key was used that its owner had replaced.
+    RetiredKey,
     /// An order was sent or filled that was never approved.
     OrderNotApproved,
     /// An order was sent twice.
@@ -38,6 +40,7 @@ impl Rule {
         Self::RefusalBurst,
         Self::ForgedGrant,
         Self::OverLimit,
+        Self::RetiredKey,
         Self::OrderNotApproved,
         Self::OrderSentTwice,
         Self::OrderOverfilled,
@@ -54,6 +57,7 @@ impl Rule {
             Self::RefusalBurst => "refusal_burst",
             Self::ForgedGrant => "forged_grant",
             Self::OverLimit => "over_limit",
+            Self::RetiredKey => "retired_key",
             Self::OrderNotApproved => "order_not_approved",
             Self::OrderSentTwice => "order_sent_twice",
             Self::OrderOverfilled => "order_overfilled",

@@ -142,8 +142,11 @@ mod tests {
     const QUARANTINE: &str = include_str!("../../../policies/playbooks/quarantine.toml");
     const STOP_MODULE: &str = include_str!("../../../policies/playbooks/stop-module.toml");
 
+    const STOLEN_KEY: &str = include_str!("../../../policies/playbooks/stolen-key.toml");
+
     fn playbooks() -> Playbooks {
-        Playbooks::new([Playbook::parse(QUARANTINE).unwrap(), Playbook::parse(STOP_MODULE).unwrap()]).unwrap()
+        let books = [QUARANTINE, STOP_MODULE, STOLEN_KEY];
+        Playbooks::new(books.map(|text| Playbook::parse(text).unwrap())).unwrap()
     }
 
     fn finding(rule: Rule) -> Finding {

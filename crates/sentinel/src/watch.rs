@@ -148,6 +148,13 @@ impl Sentinel {
         if burst.retryable.contains(reason) {
             return None;
         }
+        if self.config.stolen_keys.reasons.contains(reason) {
+            let expected = "the keys that are in use; those before them were destroyed".to_owned();
+            let finding = self.open_incident(Rule::RetiredKey, peer, task, expected, reason.to_owned());
+            if finding.is_some() {
+                return finding;
+            }
+        }
         if self.config.over_limit.reasons.contains(reason) {
             let expected = "orders within the limits of its grant".to_owned();
             let finding = self.open_incident(Rule::OverLimit, peer, task, expected, reason.to_owned());

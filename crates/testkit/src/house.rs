@@ -16,8 +16,9 @@ use tokio::sync::watch;
 use wire::client::Client;
 use wire::http::Method;
 use wire::journal::unix_ms;
+use wire::own_keys::OwnKeys;
 use wire::server::{Connections, ServerOptions, serve};
-use wire::tls::{Identity, Peer, new_key, server_config};
+use wire::tls::{Identity, Peer, server_config};
 
 /// The trust domain of every house.
 pub const TRUST_DOMAIN: &str = "house.test";
@@ -63,7 +64,7 @@ impl House {
             version: 1,
             authorities: authorities
                 .iter()
-                .map(|(class, own)| (*class, Bundle::encode(own.certificate())))
+                .map(|(class, own)| (*class, vec![Bundle::encode(own.certificate())]))
                 .collect(),
             grant_keys: vec![Self::grant_key().verifying_key().to_hex()],
             log_key: public(202),
@@ -80,7 +81,7 @@ impl House {
     /// When the id belongs to no class.
     #[must_use]
     pub fn identity(&self, id: &SpiffeId) -> Arc<Identity> {
-        let key = new_key().unwrap();
+        let key = OwnKeys::generate().unwrap();
         let authority = self.authorities.get(&id.class().unwrap()).unwrap();
         let certificate = authority.issue(&key.spki(), id, 1, unix_ms() / 1_000, TTL_S, [5; 16]).unwrap();
         Arc::new(Identity::new(key, certificate, self.signed.clone(), self.root.verifying_key()).unwrap())

@@ -29,6 +29,7 @@ pub struct System {
     trader: PathBuf,
     directory: tempfile::TempDir,
     up: Option<Child>,
+    environment: Vec<(String, String)>,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -52,7 +53,18 @@ impl System {
     pub fn prepare(trader: &Path) -> Self {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = tempfile::tempdir().unwrap_or_else(|error| panic!("no temporary directory: {error}"));
-        Self { trader: trader.to_owned(), directory, up: None, _alone: alone }
+        Self { trader: trader.to_owned(), directory, up: None, environment: Vec::new(), _alone: alone }
+    }
+
+    /// Gives an environment variable to every command that is started from now on.
+    pub fn environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    fn trader(&self) -> Command {
+        let mut command = Command::new(&self.trader);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
     }
 
     /// Starts `trader up` on the directory as it is.
@@ -60,7 +72,8 @@ impl System {
     /// # Panics
     /// When it cannot be started.
     pub fn up(&mut self, arguments: &[&str]) {
-        let child = Command::new(&self.trader)
+        let child = self
+            .trader()
             .arg("up")
             .arg("--dir")
             .arg(self.dir())
@@ -84,7 +97,7 @@ impl System {
     /// When it cannot be started.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Output {
-        let output = Command::new(&self.trader).args(arguments).arg("--dir").arg(self.dir()).output();
+        let output = self.trader().args(arguments).arg("--dir").arg(self.dir()).output();
         output.unwrap_or_else(|error| panic!("trader does not start: {error}"))
     }
 
@@ -181,7 +194,7 @@ impl System {
     /// When it cannot be started.
     #[must_use]
     pub fn spawn(&self, arguments: &[&str]) -> Child {
-        let mut command = Command::new(&self.trader);
+        let mut command = self.trader();
         command.args(arguments).arg("--dir").arg(self.dir());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }

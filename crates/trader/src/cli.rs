@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::keys_command::{EnrolArgs, KeysCommand, TicketCommand};
 use crate::output::{Failure, Outcome, say};
-use crate::{audit_log, data, explain, processes, show, up};
+use crate::{audit_log, data, explain, keys_command, processes, show, up};
 
 /// Trades stocks by itself, in processes that do not trust each other.
 #[derive(Parser)]
@@ -41,11 +42,19 @@ pub(crate) struct Ask {
 enum Command {
     /// Start the whole system on this machine, as separate processes
     Up(up::UpArgs),
+    /// Make a state directory, and choose where the authorities' keys live: in a sealed file or in an HSM
+    Init(keys_command::InitArgs),
     /// Show how the run stands; money in its JSON is in millionths of a dollar
     Status(Ask),
-    /// Agents: list, revoke, reinstate
+    /// Agents: list, enrol, revoke, reinstate
     #[command(subcommand)]
     Agent(AgentCommand),
+    /// Keys: status, rotate, taint
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Tickets: create
+    #[command(subcommand)]
+    Ticket(TicketCommand),
     /// Grants: list, revoke
     #[command(subcommand)]
     Grant(GrantCommand),
@@ -81,6 +90,8 @@ enum AgentCommand {
     Revoke(TargetArgs),
     /// Bring a quarantined agent back; takes a second person
     Reinstate(TwoPersonArgs),
+    /// Redeem a ticket for an identity, on the node that it was made for
+    Enrol(EnrolArgs),
 }
 
 #[derive(Subcommand)]
@@ -193,6 +204,10 @@ fn run(command: Command) -> Outcome {
         Command::Audit(AuditCommand::Verify(args)) => audit_log::verify_command(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Data(command) => data::run(&command),
+        Command::Init(args) => keys_command::init(&args),
+        Command::Keys(command) => current_thread()?.block_on(keys_command::keys(&command)),
+        Command::Ticket(command) => current_thread()?.block_on(keys_command::ticket(&command)),
+        Command::Agent(AgentCommand::Enrol(args)) => current_thread()?.block_on(keys_command::enrol(&args)),
         Command::Status(ask) => current_thread()?.block_on(show::status(&ask)),
         Command::Agent(AgentCommand::List(ask)) => current_thread()?.block_on(show::agents(&ask)),
         Command::Agent(AgentCommand::Revoke(args)) => {

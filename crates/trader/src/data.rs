@@ -6,7 +6,6 @@ use clap::{Args, Subcommand};
 use desk::DeskConfig;
 use engine::FillModel;
 use feeds::Source;
-use management::bootstrap;
 use management::plan::Plan;
 use market::import::{Action, Imported};
 use market::{Money, Quantity};
@@ -91,7 +90,7 @@ fn check(args: &CheckArgs) -> Outcome {
 
 fn import(args: &FileArgs) -> Outcome {
     let layout = Layout::new(&args.dir.dir);
-    if bootstrap::is_done(&layout) {
+    if layout.plan().exists() {
         return Err(Failure::refused(format!(
             "the system in {} has a plan already; import into a new directory, then start it with `trader up --dir`",
             layout.root().display()

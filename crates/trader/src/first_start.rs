@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use analyst::construct::Construction;
 use feeds::Source;
 use keys::Digest;
-use management::bootstrap::{self, FIRST_OPERATORS};
+use management::bootstrap::{self, FIRST_OPERATORS, KeysAt};
 use management::plan::{Plan, PortfolioPlan, PortfolioStep, Step};
 use market::{Day, MICROS_PER_DOLLAR};
 use sandbox::release::{Manifest, SignedManifest};
@@ -43,13 +43,14 @@ const PORTS: std::ops::Range<u16> = 15_000..32_000;
 const PORT_TRIES: u32 = 1_000;
 
 /// Files that operators may edit, below `config/`.
-const CONFIG: [(&str, &str); 7] = [
+const CONFIG: [(&str, &str); 8] = [
     ("policies/schema.cedarschema", include_str!("../../../policies/schema.cedarschema")),
     ("policies/standing.cedar", include_str!("../../../policies/standing.cedar")),
     ("policies/grants.cedar", include_str!("../../../policies/grants.cedar")),
     ("policies/operators.cedar", include_str!("../../../policies/operators.cedar")),
     ("policies/sentinel.toml", include_str!("../../../policies/sentinel.toml")),
     ("policies/playbooks/quarantine.toml", include_str!("../../../policies/playbooks/quarantine.toml")),
+    ("policies/playbooks/stolen-key.toml", include_str!("../../../policies/playbooks/stolen-key.toml")),
     ("policies/playbooks/stop-module.toml", include_str!("../../../policies/playbooks/stop-module.toml")),
 ];
 
@@ -131,7 +132,7 @@ fn ignored(plan: &Plan, request: &RunRequest) -> Vec<String> {
 pub(crate) fn prepare(layout: &Layout, request: &RunRequest, plan: Option<Plan>) -> Result<(), Failure> {
     files::create_private_dir(layout.root()).map_err(Failure::broken)?;
     if !bootstrap::is_done(layout) {
-        bootstrap::create(layout).map_err(Failure::broken)?;
+        bootstrap::create(layout, &KeysAt::default()).map_err(Failure::broken)?;
     }
     if !layout.config().join(OPERATORS_MADE).exists() {
         for name in FIRST_OPERATORS {
@@ -464,7 +465,7 @@ pub(crate) fn check_removable(layout: &Layout) -> Result<(), Failure> {
     let Ok(entries) = fs::read_dir(root) else { return Ok(()) };
     let is_empty = entries.flatten().all(|entry| entry.file_name() == LOCK);
     // A first start that was cut off has the root key and no bundle yet.
-    let is_ours = bootstrap::bundle(layout).is_ok() || layout.offline_root().join("root.key").is_file();
+    let is_ours = bootstrap::bundle(layout).is_ok() || layout.offline_root().join("keystore.json").is_file();
     if is_empty || is_ours {
         return Ok(());
     }

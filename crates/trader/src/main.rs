@@ -9,6 +9,7 @@ mod console;
 mod data;
 mod explain;
 mod first_start;
+mod keys_command;
 mod operator;
 mod output;
 mod processes;

@@ -1,7 +1,7 @@
 //! An operator's way to management: the identity of a person, and one connection.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use identity::{PeerClass, SpiffeId};
 use management::bootstrap;
@@ -32,6 +32,8 @@ pub(crate) struct Operator {
 struct Held {
     client: Client,
     expires: i64,
+    /// When the trust bundle was published that it goes by.
+    bundle: Option<SystemTime>,
 }
 
 impl Operator {
@@ -49,7 +51,8 @@ impl Operator {
 
     fn client(&self) -> Result<Client, Failure> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.expires <= unix_ms() / 1_000 + RENEW_BELOW_S {
+        let stale = held.bundle != published(&self.layout);
+        if stale || held.expires <= unix_ms() / 1_000 + RENEW_BELOW_S {
             *held = connect(&self.layout, &self.name)?;
         }
         Ok(held.client.clone())
@@ -83,7 +86,13 @@ impl Operator {
     }
 }
 
+/// When the trust bundle of the moment was published.
+fn published(layout: &Layout) -> Option<SystemTime> {
+    layout.bundle().metadata().and_then(|file| file.modified()).ok()
+}
+
 fn connect(layout: &Layout, name: &str) -> Result<Held, Failure> {
+    let published = published(layout);
     if !bootstrap::is_done(layout) {
         return Err(Failure::refused(format!(
             "there is no system in {}; start one with `trader up`, or name its directory with --dir",
@@ -93,6 +102,18 @@ fn connect(layout: &Layout, name: &str) -> Result<Held, Failure> {
     let directory = layout.operator(name);
     let fresh =
         Identity::load(&directory).ok().filter(|held| held.expires() > unix_ms() / 1_000 + RENEW_BELOW_S);
+    let (signed, bundle) = bootstrap::bundle(layout).map_err(Failure::broken)?;
+    // While an authority is being replaced the bundle changes; an identity that the new one does not know is made anew.
+    let fresh = match fresh {
+        Some(identity) if identity.bundle().version < bundle.version => {
+            let newer = identity.with_bundle(signed).ok();
+            if let Some(newer) = &newer {
+                newer.save(&directory).map_err(Failure::broken)?;
+            }
+            newer
+        }
+        fresh => fresh,
+    };
     let identity = match fresh {
         Some(identity) => identity,
         // Renewed, never made: a directory alone makes nobody an operator.
@@ -108,7 +129,7 @@ fn connect(layout: &Layout, name: &str) -> Result<Held, Failure> {
         .ok_or_else(|| Failure::broken("the topology names no listener for operators"))?;
     let expires = identity.expires();
     let client = Client::new(Arc::new(identity), PeerClass::Management, None, *address);
-    Ok(Held { client: client.map_err(Failure::broken)?, expires })
+    Ok(Held { client: client.map_err(Failure::broken)?, expires, bundle: published })
 }
 
 /// Issues an operator's identity with the authority at hand.

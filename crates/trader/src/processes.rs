@@ -135,7 +135,13 @@ async fn enrol(layout: &Layout, process: &Process) -> Outcome {
     let (_, bundle) = management::bootstrap::bundle(layout).map_err(Failure::broken)?;
     let Some(id) = process.id(&bundle.trust_domain) else { return Ok(()) };
     let directory = layout.identity(&process.name());
-    wire::enrol::enrol(topology.enrolment, ticket, &id, &directory).await.map_err(Failure::refused)?;
+    let class = id.class().map(identity::PeerClass::as_str).unwrap_or_default();
+    let members = topology.management.get(class).copied();
+    let members =
+        members.ok_or_else(|| Failure::broken(format!("management has no listener for {class}")))?;
+    wire::enrol::enrol(topology.enrolment, members, ticket, &id, &directory)
+        .await
+        .map_err(Failure::refused)?;
     Ok(())
 }
 

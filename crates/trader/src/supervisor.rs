@@ -36,8 +36,8 @@ const MANAGEMENT_WAIT: Duration = Duration::from_secs(30);
 const RESTART: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// A process that ran this long begins with the first pause again.
 const STEADY: Duration = Duration::from_secs(10);
-/// An identity with less life than this is replaced, in seconds: half of what it is issued with.
-const RENEW_BELOW_S: i64 = bootstrap::LEAF_TTL_S / 2;
+/// An identity with less life than this is made anew before its process starts, in seconds. One that runs renews its own.
+const RENEW_BELOW_S: i64 = 600;
 /// How often it is asked whether a revoked process was reinstated.
 const ASK_AFTER_REVOKED: Duration = Duration::from_secs(1);
 /// Exit status of a process whose identity is no longer good.
@@ -273,19 +273,6 @@ impl Supervisor {
                     }
                     Err(failure) => self.try_again(index, &failure),
                 }
-            }
-        }
-    }
-
-    /// Restarts one process whose identity has lived half its life, so that it enrols anew.
-    pub(crate) fn renew_one(&mut self) {
-        let now = unix_ms() / 1_000;
-        for watched in &mut self.watched {
-            let due = Identity::load(&self.layout.identity(&watched.process.name()))
-                .is_ok_and(|held| held.expires() <= now + RENEW_BELOW_S);
-            if due && let Some(child) = &watched.child {
-                terminate(child);
-                return;
             }
         }
     }

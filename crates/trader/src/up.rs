@@ -22,8 +22,6 @@ use crate::supervisor::{Supervisor, all_processes};
 const LOOK: Duration = Duration::from_millis(50);
 /// How often progress is asked for.
 const PROGRESS: Duration = Duration::from_millis(500);
-/// How often identities are looked at.
-const RENEW: Duration = Duration::from_secs(60);
 
 /// How to run.
 #[derive(Args)]
@@ -107,11 +105,9 @@ pub(crate) async fn up(args: UpArgs) -> Outcome {
     let mut progress = Progress::new(started, !args.exit_when_done);
     let mut look = tokio::time::interval(LOOK);
     let mut ask = tokio::time::interval(PROGRESS);
-    let mut renew = tokio::time::interval(RENEW);
     let end = loop {
         tokio::select! {
             _ = look.tick() => supervisor.look_after().await,
-            _ = renew.tick() => supervisor.renew_one(),
             _ = ask.tick() => {
                 if let Ok(summary) = supervisor.operator().get::<Summary>("/v1/summary").await {
                     progress.show(&talk, &summary);

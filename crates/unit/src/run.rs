@@ -18,10 +18,10 @@ use keys::VerifyingKey;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use wire::client::Client;
 use wire::guard::GrantDoor;
 use wire::journal::{Journal, JournalError, ship};
 use wire::layout::{ConfigError, Layout, Topology, read_json};
+use wire::renew::Membership;
 use wire::revocations::follow;
 use wire::server::{Connections, ServerOptions, serve};
 use wire::tls::{Identity, server_config};
@@ -83,9 +83,11 @@ pub async fn run(
         .filter(|domain| *domain != Audience::Desk)
         .ok_or_else(|| RunError::Domain(domain.to_owned()))?;
     let name = name_of(domain, number);
-    let identity = Arc::new(Identity::load(&layout.identity(&name))?);
-    check_identity(&identity, domain, number)?;
+    check_identity(&Identity::load(&layout.identity(&name))?, domain, number)?;
     let topology: Topology = read_json(&layout.topology())?;
+    let management = management_address(&topology, domain, &layout.topology())?;
+    let membership = Arc::new(Membership::resume(&layout.identity(&name), management).await?);
+    let identity = membership.credentials().current();
     let journal = Journal::open(&layout.journal(&name), &name)?;
     let door = Arc::new(GrantDoor::new(Guard::new(GuardConfig {
         audience: domain,
@@ -94,16 +96,26 @@ pub async fn run(
     let served = listeners(domain, &layout.database(domain.as_str()), &door, &journal)?;
     journal.record_durably(&Record::Started { program })?;
     let connections = Connections::new();
-    let management = management_client(&identity, &topology, domain, &layout.topology())?;
 
     // A unit does nothing about a kill itself: its guard allows nothing any more.
     let on_kill = || tracing::warn!("everything is stopped: this unit allows nothing");
     let mut servers = JoinSet::new();
-    servers.spawn(follow(management.clone(), door.clone(), connections.clone(), on_kill, stop.clone()));
+    servers.spawn(follow(
+        membership.management().clone(),
+        door.clone(),
+        connections.clone(),
+        on_kill,
+        stop.clone(),
+    ));
+    {
+        // A unit shows its keys and is bound to none of them: they may follow each other at any time.
+        let (membership, stop) = (membership.clone(), stop.clone());
+        servers.spawn(async move { membership.keep_renewed(stop).await });
+    }
     door.first_heard(&stop).await;
     for Listener { class, router, .. } in served {
         let address = address_of(&topology, domain, class, number, &layout.topology())?;
-        let tls = server_config(&identity, class)?;
+        let tls = server_config(membership.credentials(), class)?;
         let listener =
             TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
         let options = ServerOptions::default();
@@ -111,7 +123,7 @@ pub async fn run(
     }
     // The log is told last: what a request that is still under way decides must get there too.
     let (quiet, all_quiet) = watch::channel(false);
-    let shipping = tokio::spawn(ship(journal.clone(), management, all_quiet));
+    let shipping = tokio::spawn(ship(journal.clone(), membership.clone(), all_quiet));
     let failed = tokio::select! {
         () = async { while servers.join_next().await.is_some() {} } => false,
         () = journal.closed() => true,
@@ -146,16 +158,16 @@ fn grant_keys(identity: &Identity, path: &Path) -> Result<Vec<VerifyingKey>, Run
     keys.collect::<Result<_, _>>().map_err(|error| ConfigError::new(path, error).into())
 }
 
-fn management_client(
-    identity: &Arc<Identity>,
+fn management_address(
     topology: &Topology,
     domain: Audience,
     path: &Path,
-) -> Result<Client, RunError> {
-    let address = topology.management.get(domain.as_str()).ok_or_else(|| {
-        ConfigError::new(path, format!("management has no listener for {domain}; add management.{domain}"))
-    })?;
-    Ok(Client::new(identity.clone(), PeerClass::Management, None, *address)?)
+) -> Result<std::net::SocketAddr, RunError> {
+    let address = topology.management.get(domain.as_str()).copied();
+    address.ok_or_else(|| {
+        let missing = format!("management has no listener for {domain}; add management.{domain}");
+        ConfigError::new(path, missing).into()
+    })
 }
 
 /// Where this unit listens for one class.

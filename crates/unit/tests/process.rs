@@ -71,7 +71,7 @@ impl Management {
                     lines.push(line.into_bytes());
                 }
             }
-            serde_json::to_vec(&StatusReply { joined: lines.len() as u64 }).unwrap()
+            serde_json::to_vec(&StatusReply { joined: lines.len() as u64, ..StatusReply::default() }).unwrap()
         };
         Router::new().route("/v1/revocations", post(revocations)).route("/v1/status", post(report))
     }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use identity::{KeySet, SignedBundle};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -74,6 +75,9 @@ pub struct StatusReport {
     pub journal: Vec<String>,
     /// A task that ended.
     pub ended: Option<TaskEnd>,
+    /// Version of the trust bundle that the reporter goes by.
+    #[serde(default)]
+    pub bundle: u64,
 }
 
 /// How a task ended.
@@ -96,6 +100,63 @@ pub struct TaskEnd {
 pub struct StatusReply {
     /// Sequence number of the next journal line that management expects.
     pub joined: u64,
+    /// The trust bundle, where the reporter has an older one.
+    #[serde(default)]
+    pub bundle: Option<SignedBundle>,
+    /// Whether the reporter is to replace its keys.
+    #[serde(default)]
+    pub renew: bool,
+}
+
+/// A new set of keys, offered to be certified.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyOffer {
+    /// Public halves.
+    pub keys: KeySet,
+    /// The TLS key's SubjectPublicKeyInfo: DER, base64.
+    pub spki: String,
+    /// The new signing key's signature over [`KeySet::statement`], 128 hexadecimal digits.
+    pub proof: String,
+    /// The current signing key's signature over the same; a newcomer has none.
+    pub endorsement: Option<String>,
+}
+
+/// The certificate for an offered set, and what its sealing keys must open before it counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyChallenge {
+    /// Certificate: DER, base64.
+    pub certificate: String,
+    /// Number of the set, which is part of what was sealed.
+    pub sequence: u64,
+    /// 32 random bytes, sealed to the key of the channel `control`.
+    pub control: String,
+    /// The same for `data`.
+    pub data: String,
+    /// The same for `alerts`.
+    pub alerts: String,
+}
+
+/// What was sealed in a [`KeyChallenge`], 64 hexadecimal digits each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyProof {
+    /// Of `control`.
+    pub control: String,
+    /// Of `data`.
+    pub data: String,
+    /// Of `alerts`.
+    pub alerts: String,
+}
+
+impl KeyProof {
+    /// What management keeps of a challenge until it is answered: a digest of all of it.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let parts = [self.control.as_bytes(), self.data.as_bytes(), self.alerts.as_bytes()];
+        keys::Digest::of_parts(&parts).to_string()
+    }
 }
 
 /// Verifies the asker's role: the standing permission *verify role*.

@@ -29,7 +29,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::problem::Problem;
 use crate::server::{BODY_BYTES_MAX, HEADER_READ_TIMEOUT};
-use crate::tls::{self, Identity, WireError};
+use crate::tls::{self, Credentials, Identity, WireError};
 
 /// Most idle connections that are kept.
 pub const IDLE_MAX: usize = 8;
@@ -163,6 +163,8 @@ pub struct Client {
 
 struct Shared {
     tls: Arc<ClientConfig>,
+    /// Whose connections these are; a client with one identity for ever has none.
+    credentials: Option<Credentials>,
     address: SocketAddr,
     idle: Mutex<Vec<Idle>>,
 }
@@ -170,6 +172,8 @@ struct Shared {
 struct Idle {
     sender: Sender,
     since: Instant,
+    /// The identity that it was made with.
+    identity: Option<Arc<Identity>>,
 }
 
 impl std::fmt::Debug for Client {
@@ -180,21 +184,31 @@ impl std::fmt::Debug for Client {
 
 impl Client {
     /// A client that accepts only a peer of the expected class, and only this very one where an id is given.
-    /// Connects when first called.
+    /// Connects when first called; a connection made with an identity that was replaced is not used again.
     ///
     /// # Errors
     /// [`WireError`] when the bundle has no authority for the class or TLS cannot be set up.
     pub fn new(
-        identity: Arc<Identity>,
+        credentials: impl Into<Credentials>,
         expects: PeerClass,
         id: Option<SpiffeId>,
         address: SocketAddr,
     ) -> Result<Self, WireError> {
-        Ok(Self::with_config(tls::client_config(&identity, expects, id)?, address))
+        let credentials = credentials.into();
+        let tls = tls::client_config(&credentials, expects, id)?;
+        Ok(Self::assemble(tls, Some(credentials), address))
     }
 
     pub(crate) fn with_config(tls: Arc<ClientConfig>, address: SocketAddr) -> Self {
-        Self { shared: Arc::new(Shared { tls, address, idle: Mutex::new(Vec::new()) }) }
+        Self::assemble(tls, None, address)
+    }
+
+    fn assemble(tls: Arc<ClientConfig>, credentials: Option<Credentials>, address: SocketAddr) -> Self {
+        Self { shared: Arc::new(Shared { tls, credentials, address, idle: Mutex::new(Vec::new()) }) }
+    }
+
+    fn identity(&self) -> Option<Arc<Identity>> {
+        self.shared.credentials.as_ref().map(Credentials::current)
     }
 
     /// Where the peer is.
@@ -295,13 +309,14 @@ impl Client {
     ) -> Result<Reply, ClientError> {
         // A kept connection may have died. As long as the request comes back unwritten, the next one is
         // tried, and at last a new one; no request is ever written twice.
-        while let Some(mut sender) = self.take_idle() {
+        let identity = self.identity();
+        while let Some(mut sender) = self.take_idle(identity.as_ref()) {
             if sender.ready().await.is_err() {
                 continue;
             }
             sent.store(true, Ordering::Relaxed);
             match sender.try_send_request(request).await {
-                Ok(response) => return self.finish(sender, response).await,
+                Ok(response) => return self.finish(sender, identity, response).await,
                 Err(mut error) => match error.take_message() {
                     Some(unwritten) => {
                         sent.store(false, Ordering::Relaxed);
@@ -314,7 +329,7 @@ impl Client {
         let mut sender = self.connect().await?;
         sent.store(true, Ordering::Relaxed);
         match sender.try_send_request(request).await {
-            Ok(response) => self.finish(sender, response).await,
+            Ok(response) => self.finish(sender, identity, response).await,
             Err(mut error) => {
                 let reached = if error.take_message().is_some() { Reached::No } else { Reached::Unknown };
                 let error = error.into_error();
@@ -329,7 +344,12 @@ impl Client {
         }
     }
 
-    async fn finish(&self, sender: Sender, response: Response<Incoming>) -> Result<Reply, ClientError> {
+    async fn finish(
+        &self,
+        sender: Sender,
+        identity: Option<Arc<Identity>>,
+        response: Response<Incoming>,
+    ) -> Result<Reply, ClientError> {
         let status = response.status().as_u16();
         let close = response.headers().get(CONNECTION).is_some_and(|value| value == "close");
         let body = match Limited::new(response.into_body(), REPLY_BYTES_MAX).collect().await {
@@ -339,15 +359,19 @@ impl Client {
         };
         let mut idle = self.idle();
         if !close && idle.len() < IDLE_MAX {
-            idle.push(Idle { sender, since: Instant::now() });
+            idle.push(Idle { sender, since: Instant::now(), identity });
         }
         Ok(Reply { status, body })
     }
 
     /// The connection used last, if it is young enough and still open; older ones are let go.
-    fn take_idle(&self) -> Option<Sender> {
+    fn take_idle(&self, identity: Option<&Arc<Identity>>) -> Option<Sender> {
+        let same = |idle: &Idle| match (&idle.identity, identity) {
+            (Some(then), Some(now)) => Arc::ptr_eq(then, now),
+            (then, now) => then.is_none() && now.is_none(),
+        };
         let mut idle = self.idle();
-        idle.retain(|idle| idle.since.elapsed() < IDLE_FOR && !idle.sender.is_closed());
+        idle.retain(|idle| idle.since.elapsed() < IDLE_FOR && !idle.sender.is_closed() && same(idle));
         idle.pop().map(|idle| idle.sender)
     }
 

@@ -25,8 +25,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use webpki::KeyUsage;
 
+use crate::api::{KeyChallenge, KeyOffer};
 use crate::client::{Client, ClientError};
-use crate::tls::{self, ClassVerifier, Identity, ServerTls, WireError};
+use crate::own_keys::OwnKeys;
+use crate::renew;
+use crate::tls::{self, ClassVerifier, Credentials, Identity, ServerTls, Trust, WireError};
 
 /// The route of enrolment; a POST of [`EnrolRequest`], answered with [`EnrolReply`].
 pub const ENROL_PATH: &str = "/v1/enrol";
@@ -65,24 +68,18 @@ pub struct EnrolRequest {
     pub ticket: String,
     /// Who the newcomer says it is; must be whom the ticket was made for.
     pub id: SpiffeId,
+    /// Its keys; the TLS key is the one that it connected with.
+    pub offer: KeyOffer,
 }
 
 /// What it gets.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EnrolReply {
-    /// Its certificate: DER, base64.
-    pub certificate: String,
+    /// Its certificate, and what it must open before the certificate counts.
+    pub challenge: KeyChallenge,
     /// Whom it may trust from now on.
     pub bundle: SignedBundle,
-}
-
-impl EnrolReply {
-    /// A reply for a certificate (DER).
-    #[must_use]
-    pub fn new(certificate_der: &[u8], bundle: SignedBundle) -> Self {
-        Self { certificate: BASE64_STANDARD.encode(certificate_der), bundle }
-    }
 }
 
 /// TLS for management's listener of newcomers. Requests carry a [`Newcomer`] in their extensions, and no
@@ -90,40 +87,44 @@ impl EnrolReply {
 ///
 /// # Errors
 /// [`WireError::Tls`] when the library refuses.
-pub fn enrolment_server_config(identity: &Identity) -> Result<ServerTls, WireError> {
-    tls::newcomers_config(identity, Arc::new(NewcomerVerifier))
+pub fn enrolment_server_config(credentials: impl Into<Credentials>) -> Result<ServerTls, WireError> {
+    tls::newcomers_config(credentials.into(), Arc::new(NewcomerVerifier))
 }
 
-/// Enrols with a ticket and stores the identity in `directory`. Waits for management to come up, at most
-/// [`WAIT_MAX`].
+/// Enrols with a ticket, proves the new keys at `members` (where management listens to its class), and stores the
+/// identity in `directory`. Waits for management to come up, at most [`WAIT_MAX`].
 ///
 /// # Errors
 /// [`WireError::Identity`] when the ticket is unreadable or the reply does not stand under its root,
-/// [`WireError::Enrolment`] when management cannot be reached, is not management, or refuses.
+/// [`WireError::Enrolment`] when management cannot be reached, is not management, or refuses,
+/// [`WireError::Renewal`] when it does not take the keys.
 pub async fn enrol(
     address: SocketAddr,
+    members: SocketAddr,
     ticket: &str,
     id: &SpiffeId,
     directory: &Path,
 ) -> Result<Identity, WireError> {
     let ticket = Ticket::parse(ticket)?;
-    let key = tls::new_key()?;
+    let keys = OwnKeys::generate()?;
     let verifier =
         ManagementVerifier { root: *ticket.root(), management: SpiffeId::management(id.trust_domain())? };
-    let config = tls::client(Arc::new(verifier), vec![key.self_signed()?], key.private())?;
-    let client = Client::with_config(config, address);
-    let request = EnrolRequest { ticket: ticket.to_text().to_string(), id: id.clone() };
+    let shown = tls::fixed(vec![keys.self_signed()?], keys.tls_signer()?);
+    let client = Client::with_config(tls::client(Arc::new(verifier), shown)?, address);
+    let offer = renew::first_offer(&keys, id);
+    let request = EnrolRequest { ticket: ticket.to_text().to_string(), id: id.clone(), offer };
     let reply = ask(&client, &request).await.map_err(WireError::Enrolment)?;
 
     let certificate = BASE64_STANDARD
-        .decode(&reply.certificate)
+        .decode(&reply.challenge.certificate)
         .map_err(|_| IdentityError::Certificate("the reply's certificate is unreadable"))?;
-    let identity = Identity::new(key, certificate, reply.bundle, *ticket.root())?;
+    let identity = Arc::new(Identity::new(keys, certificate, reply.bundle, *ticket.root())?);
     if identity.id() != id {
         return Err(IdentityError::Certificate("the reply's certificate is for another id").into());
     }
     identity.save(directory)?;
-    Ok(identity)
+    renew::activate(&identity, members, &reply.challenge).await?;
+    Arc::into_inner(identity).map_or_else(|| Identity::load(directory), Ok)
 }
 
 /// Asks until management listens. Only a connection that never came about is tried again: a ticket works
@@ -213,8 +214,8 @@ impl ServerCertVerifier for ManagementVerifier {
             return Err(tls::refused(IdentityError::Certificate("the authority is not management's")));
         }
         authority.verify(&self.root, tls::seconds(now)).map_err(tls::refused)?;
-        let verifier = ClassVerifier::new(authority, Some(self.management.clone()))
-            .map_err(|_| tls::refused(IdentityError::Certificate("the authority is no trust anchor")))?;
+        let trust = Trust::Fixed(vec![authority]);
+        let verifier = ClassVerifier::new(trust, PeerClass::Management, Some(self.management.clone()));
         verifier.check(end_entity, &[], now, KeyUsage::server_auth())?;
         Ok(ServerCertVerified::assertion())
     }

@@ -105,6 +105,33 @@ pub fn write_private_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> 
     written
 }
 
+/// Overwrites a file with zeros and removes it, so that a secret does not stay in the place where it was. One that is not
+/// there is fine.
+///
+/// # Errors
+/// [`FileError::System`].
+pub fn erase(path: &Path) -> Result<(), FileError> {
+    let mut file = match OpenOptions::new().write(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(system("open", path)(error)),
+    };
+    let length = file.metadata().map_err(system("look at", path))?.len().min(FILE_BYTES_MAX);
+    let zeros = vec![0; usize::try_from(length).unwrap_or(0)];
+    file.write_all(&zeros).and_then(|()| file.sync_all()).map_err(system("overwrite", path))?;
+    std::fs::remove_file(path).map_err(system("remove", path))
+}
+
+/// Moves a file over another, and makes that durable.
+///
+/// # Errors
+/// [`FileError::System`].
+pub fn rename_durably(from: &Path, to: &Path) -> Result<(), FileError> {
+    std::fs::rename(from, to).map_err(system("replace", to))?;
+    let directory = to.parent().unwrap_or(Path::new("."));
+    File::open(directory).and_then(|file| file.sync_all()).map_err(system("sync", directory))
+}
+
 /// Reads a file that only its owner can read.
 ///
 /// # Errors

@@ -50,6 +50,8 @@ pub enum Needs {
     Grant(Action),
     /// One of the standing permissions.
     Standing(StandingAction),
+    /// A standing permission of who comes with keys that are offered and not active yet, to prove them.
+    Proof(StandingAction),
     /// An operator's right.
     Operator(OperatorAction),
 }
@@ -60,7 +62,7 @@ impl Needs {
     pub fn as_str(self) -> &'static str {
         match self {
             Needs::Grant(action) => action.as_str(),
-            Needs::Standing(action) => action.as_str(),
+            Needs::Standing(action) | Needs::Proof(action) => action.as_str(),
             Needs::Operator(action) => action.as_str(),
         }
     }
@@ -501,7 +503,7 @@ fn shows_no_grant(ask: &Ask<'_>) -> Option<(Reason, &'static str)> {
 /// and polling many times a second would drown everything else.
 fn decision(ask: &Ask<'_>, verdict: &Verdict) -> Option<Record> {
     let (allowed, reason, grant, task) = match verdict {
-        Verdict::Allow { .. } if matches!(ask.needs, Needs::Standing(_)) => return None,
+        Verdict::Allow { .. } if matches!(ask.needs, Needs::Standing(_) | Needs::Proof(_)) => return None,
         Verdict::Allow { permit: Some(permit), reason } => {
             (true, reason.clone(), Some(permit.grant().to_owned()), Some(permit.task().to_owned()))
         }
@@ -516,7 +518,7 @@ fn decision(ask: &Ask<'_>, verdict: &Verdict) -> Option<Record> {
             allowed,
             reason,
         },
-        Needs::Grant(_) | Needs::Standing(_) => Record::Decision {
+        Needs::Grant(_) | Needs::Standing(_) | Needs::Proof(_) => Record::Decision {
             action: ask.needs.as_str().into(),
             route: ask.route.into(),
             peer: ask.peer.id.to_string(),

@@ -21,7 +21,8 @@ use audit::record::Record;
 use tokio::sync::{Notify, watch};
 
 use crate::api::{StatusReply, StatusReport, TaskEnd};
-use crate::client::{Client, ClientError};
+use crate::client::ClientError;
+use crate::renew::Membership;
 
 /// Lines in one report at most.
 pub const REPORT_LINES_MAX: usize = 512;
@@ -286,27 +287,31 @@ pub fn unix_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Reports to management: sends unjoined lines, and the end of a task where there is one.
+/// Reports to management: sends unjoined lines, and the end of a task where there is one; hears what management has to
+/// say of keys and authorities.
 ///
 /// # Errors
 /// When management cannot be reached or refuses; nothing is lost, the lines stay.
 pub async fn report(
     journal: &Journal,
-    management: &Client,
+    membership: &Membership,
     ended: Option<TaskEnd>,
 ) -> Result<(), ClientError> {
-    let report = StatusReport { journal: journal.unjoined(), ended };
-    let reply: StatusReply = management
+    let bundle = membership.credentials().current().bundle().version;
+    let report = StatusReport { journal: journal.unjoined(), ended, bundle };
+    let reply: StatusReply = membership
+        .management()
         .call_json(hyper::Method::POST, "/v1/status", &[], Some(&report), Duration::from_secs(10))
         .await?;
     journal.joined(reply.joined);
+    membership.heard(&reply);
     Ok(())
 }
 
 /// Ships lines for as long as the process lives, and once more when it is told to stop.
-pub async fn ship(journal: Arc<Journal>, management: Client, mut stop: watch::Receiver<bool>) {
+pub async fn ship(journal: Arc<Journal>, membership: Arc<Membership>, mut stop: watch::Receiver<bool>) {
     loop {
-        let wait = match report(&journal, &management, None).await {
+        let wait = match report(&journal, &membership, None).await {
             Ok(()) => REPORT_IDLE,
             Err(error) => {
                 tracing::debug!(%error, "report failed, will be repeated");
@@ -320,7 +325,7 @@ pub async fn ship(journal: Arc<Journal>, management: Client, mut stop: watch::Re
         };
         if stopping {
             while journal.unjoined_count() > 0 {
-                if report(&journal, &management, None).await.is_err() {
+                if report(&journal, &membership, None).await.is_err() {
                     return;
                 }
             }

@@ -74,7 +74,10 @@ async fn poll(management: &Client, door: &GrantDoor, connections: &Connections, 
                 }
             }
             RevocationKind::Everything => on_kill(),
-            RevocationKind::Grant | RevocationKind::Task | RevocationKind::Clearance => {}
+            RevocationKind::Grant
+            | RevocationKind::Task
+            | RevocationKind::Key
+            | RevocationKind::Clearance => {}
         }
     }
     true

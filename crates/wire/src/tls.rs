@@ -9,7 +9,6 @@
 //! INVARIANT: a [`Peer`] exists only for a connection whose certificate was verified against its class's
 //! authority.
 
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -18,29 +17,31 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use identity::{AuthorityCertificate, Bundle, IdentityError, Leaf, PeerClass, SignedBundle, SpiffeId};
 use keys::VerifyingKey;
-use rcgen::PublicKeyData as _;
-use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::server::ResolvesServerCert;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, ServerConfig,
     SignatureScheme,
 };
-use rustls_pki_types::{
-    CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, TrustAnchor, UnixTime,
-};
+use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use webpki::{EndEntityCert, KeyUsage};
+use zeroize::Zeroizing;
 
 use crate::client::ClientError;
 use crate::files::{self, FileError};
+use crate::own_keys::{OwnKeys, StoredKeys};
 
 /// Most certificates that a peer may send: its own and its authority's.
 pub const CHAIN_MAX: usize = 2;
 
 /// The file of an [`Identity`] within its directory.
-const IDENTITY_FILE: &str = "identity.json";
+pub(crate) const IDENTITY_FILE: &str = "identity.json";
 
 /// The only application protocol spoken.
 const ALPN: &[u8] = b"http/1.1";
@@ -72,70 +73,29 @@ pub enum WireError {
     /// Management could not be asked, or refused.
     #[error("enrolment failed: {0}")]
     Enrolment(ClientError),
-}
-
-/// A P-256 key pair for TLS. Its private half is never printed.
-pub struct Key(rcgen::KeyPair);
-
-/// Makes a key from the operating system's randomness.
-///
-/// # Errors
-/// [`WireError::Key`] when there is none to be had.
-pub fn new_key() -> Result<Key, WireError> {
-    rcgen::KeyPair::generate().map(Key).map_err(|error| WireError::Key(error.to_string()))
-}
-
-impl Key {
-    /// The public half: SubjectPublicKeyInfo, DER. This is what [`identity::Authority::issue`] certifies.
-    #[must_use]
-    pub fn spki(&self) -> Vec<u8> {
-        self.0.subject_public_key_info()
-    }
-
-    /// A certificate by which a newcomer shows this key; it names nobody.
-    pub(crate) fn self_signed(&self) -> Result<CertificateDer<'static>, WireError> {
-        let mut params = rcgen::CertificateParams::default();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(rcgen::DnType::CommonName, "newcomer");
-        let certificate = params.self_signed(&self.0).map_err(|error| WireError::Key(error.to_string()))?;
-        Ok(certificate.der().clone())
-    }
-
-    pub(crate) fn private(&self) -> PrivateKeyDer<'static> {
-        PrivatePkcs8KeyDer::from(self.0.serialize_der()).into()
-    }
-
-    fn from_pkcs8(der: Vec<u8>) -> Result<Self, WireError> {
-        let der = PrivatePkcs8KeyDer::from(der);
-        rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ECDSA_P256_SHA256)
-            .map(Key)
-            .map_err(|_| WireError::Stored)
-    }
-}
-
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({})", keys::Digest::of(&self.spki()))
-    }
+    /// Management could not be asked about new keys, or refused them.
+    #[error("the keys were not taken: {0}")]
+    Renewal(ClientError),
 }
 
 /// What a process is and whom it trusts: its key, its certificate, the signed bundle, the root.
 #[derive(Debug)]
 pub struct Identity {
-    key: Key,
+    keys: Arc<OwnKeys>,
     certificate: Vec<u8>,
     leaf: Leaf,
     authority: AuthorityCertificate,
     root: VerifyingKey,
     signed: SignedBundle,
     bundle: Bundle,
+    certified: Arc<CertifiedKey>,
 }
 
 /// An identity as it is stored.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Stored {
-    key: String,
+    keys: StoredKeys,
     certificate: String,
     root: String,
     bundle: SignedBundle,
@@ -148,25 +108,62 @@ impl Identity {
     /// [`WireError::Identity`], [`WireError::NoAuthority`] or [`WireError::Key`] when they do not. Whether
     /// the certificate has expired is not asked here: see [`Identity::expires`].
     pub fn new(
-        key: Key,
+        keys: OwnKeys,
         certificate: Vec<u8>,
         signed: SignedBundle,
         root: VerifyingKey,
     ) -> Result<Self, WireError> {
-        let bundle = signed.verify(&root, 0)?;
+        Self::assemble(Arc::new(keys), certificate, signed, root, 0)
+    }
+
+    fn assemble(
+        keys: Arc<OwnKeys>,
+        certificate: Vec<u8>,
+        signed: SignedBundle,
+        root: VerifyingKey,
+        held: u64,
+    ) -> Result<Self, WireError> {
+        let bundle = signed.verify(&root, held)?;
         let leaf = Leaf::parse(&certificate)?;
-        if leaf.key != keys::Digest::of(&key.spki()).0 {
+        if leaf.key != keys::Digest::of(&keys.spki()).0 {
             return Err(WireError::Key("the certificate is for another one".to_owned()));
         }
         if leaf.id.trust_domain() != bundle.trust_domain {
             let trust_domain = bundle.trust_domain.clone();
             return Err(IdentityError::TrustDomain { id: leaf.id, trust_domain }.into());
         }
-        let authority = bundle.authority(leaf.class).ok_or(WireError::NoAuthority { class: leaf.class })?;
+        let authorities = bundle.authorities(leaf.class);
+        if authorities.is_empty() {
+            return Err(WireError::NoAuthority { class: leaf.class });
+        }
         let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(leaf.not_before.unsigned_abs()));
-        let verifier = ClassVerifier::new(authority.clone(), None)?;
-        verifier.check(&CertificateDer::from(certificate.as_slice()), &[], at, KeyUsage::client_auth())?;
-        Ok(Self { key, certificate, leaf, authority, root, signed, bundle })
+        let shown = CertificateDer::from(certificate.as_slice());
+        let mut refusal = WireError::NoAuthority { class: leaf.class };
+        let issuer = authorities.into_iter().find(|authority| {
+            let trust = Trust::Fixed(vec![authority.clone()]);
+            match ClassVerifier::new(trust, leaf.class, None).check(&shown, &[], at, KeyUsage::client_auth())
+            {
+                Ok(()) => true,
+                Err(error) => {
+                    refusal = error.into();
+                    false
+                }
+            }
+        });
+        let Some(authority) = issuer else { return Err(refusal) };
+        let chain = vec![shown.into_owned()];
+        let certified = Arc::new(CertifiedKey::new(chain, keys.tls_signer()?));
+        Ok(Self { keys, certificate, leaf, authority, root, signed, bundle, certified })
+    }
+
+    /// The same identity with a newer bundle.
+    ///
+    /// # Errors
+    /// As [`Identity::new`], and when the bundle is not newer, or no longer knows the authority of this identity's
+    /// certificate.
+    pub fn with_bundle(&self, signed: SignedBundle) -> Result<Self, WireError> {
+        let newer = self.bundle.version.saturating_add(1);
+        Self::assemble(self.keys.clone(), self.certificate.clone(), signed, self.root, newer)
     }
 
     /// Loads an identity from its directory.
@@ -175,11 +172,11 @@ impl Identity {
     /// [`WireError::File`] when the file is missing or open to others, [`WireError::Stored`] when it is
     /// unreadable, or what [`Identity::new`] says.
     pub fn load(directory: &Path) -> Result<Self, WireError> {
-        let bytes = files::read_private(&directory.join(IDENTITY_FILE))?;
+        let bytes = Zeroizing::new(files::read_private(&directory.join(IDENTITY_FILE))?);
         let stored: Stored = serde_json::from_slice(&bytes).map_err(|_| WireError::Stored)?;
-        let decode = |text: &str| BASE64_STANDARD.decode(text).map_err(|_| WireError::Stored);
+        let certificate = BASE64_STANDARD.decode(&stored.certificate).map_err(|_| WireError::Stored)?;
         let root = VerifyingKey::from_hex(&stored.root).map_err(|_| WireError::Stored)?;
-        Self::new(Key::from_pkcs8(decode(&stored.key)?)?, decode(&stored.certificate)?, stored.bundle, root)
+        Self::new(OwnKeys::restore(&stored.keys)?, certificate, stored.bundle, root)
     }
 
     /// Stores the identity in a directory that only its owner can enter, as one file, whole or not at all.
@@ -188,12 +185,12 @@ impl Identity {
     /// [`WireError::File`].
     pub fn save(&self, directory: &Path) -> Result<(), WireError> {
         let stored = Stored {
-            key: BASE64_STANDARD.encode(self.key.0.serialized_der()),
+            keys: self.keys.store(),
             certificate: BASE64_STANDARD.encode(&self.certificate),
             root: self.root.to_hex(),
             bundle: self.signed.clone(),
         };
-        let bytes = serde_json::to_vec(&stored).map_err(|_| WireError::Stored)?;
+        let bytes = Zeroizing::new(serde_json::to_vec(&stored).map_err(|_| WireError::Stored)?);
         files::create_private_dir(directory)?;
         files::write_private_atomic(&directory.join(IDENTITY_FILE), &bytes)?;
         Ok(())
@@ -247,8 +244,113 @@ impl Identity {
         &self.root
     }
 
-    fn authority_of(&self, class: PeerClass) -> Result<AuthorityCertificate, WireError> {
-        self.bundle.authority(class).ok_or(WireError::NoAuthority { class })
+    /// Its private keys.
+    #[must_use]
+    pub fn own_keys(&self) -> &OwnKeys {
+        &self.keys
+    }
+
+    /// Its certificate, DER.
+    #[must_use]
+    pub fn certificate(&self) -> &[u8] {
+        &self.certificate
+    }
+
+    /// The authority that certified it.
+    #[must_use]
+    pub fn authority(&self) -> &AuthorityCertificate {
+        &self.authority
+    }
+
+    fn knows(&self, class: PeerClass) -> Result<(), WireError> {
+        if self.bundle.authorities(class).is_empty() { Err(WireError::NoAuthority { class }) } else { Ok(()) }
+    }
+}
+
+/// The identity that a process has now. Cheap to clone; the clones share it. Listeners and clients made from it show
+/// whatever it holds at their next handshake, and trust whom it trusts then: keys and authorities are replaced without
+/// closing a listener.
+#[derive(Debug, Clone)]
+pub struct Credentials(Arc<watch::Sender<Arc<Identity>>>);
+
+impl Credentials {
+    /// Credentials that begin with an identity.
+    #[must_use]
+    pub fn new(identity: Arc<Identity>) -> Self {
+        Self(Arc::new(watch::Sender::new(identity)))
+    }
+
+    /// The identity now.
+    #[must_use]
+    pub fn current(&self) -> Arc<Identity> {
+        self.0.borrow().clone()
+    }
+
+    /// From now on, this one.
+    pub fn replace(&self, identity: Arc<Identity>) {
+        self.0.send_replace(identity);
+    }
+
+    /// Hears of every replacement.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Identity>> {
+        self.0.subscribe()
+    }
+}
+
+impl From<Arc<Identity>> for Credentials {
+    fn from(identity: Arc<Identity>) -> Self {
+        Self::new(identity)
+    }
+}
+
+impl From<&Arc<Identity>> for Credentials {
+    fn from(identity: &Arc<Identity>) -> Self {
+        Self::new(identity.clone())
+    }
+}
+
+impl From<&Credentials> for Credentials {
+    fn from(credentials: &Credentials) -> Self {
+        credentials.clone()
+    }
+}
+
+/// Shows the certificate of the moment in a handshake, on either side.
+#[derive(Debug)]
+struct Shown {
+    credentials: Credentials,
+    /// Whether the authority's certificate is sent along.
+    with_authority: bool,
+}
+
+impl Shown {
+    fn certified(&self) -> Arc<CertifiedKey> {
+        let identity = self.credentials.current();
+        if !self.with_authority {
+            return identity.certified.clone();
+        }
+        let chain = vec![
+            CertificateDer::from(identity.certificate.clone()),
+            CertificateDer::from(identity.authority.der().to_vec()),
+        ];
+        Arc::new(CertifiedKey::new(chain, identity.certified.key.clone()))
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _hello: rustls::server::ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.certified())
+    }
+}
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.certified())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
     }
 }
 
@@ -298,11 +400,15 @@ impl Door {
 /// # Errors
 /// [`WireError::NoAuthority`] when the bundle has none for the class, [`WireError::Tls`] when the library
 /// refuses.
-pub fn server_config(identity: &Identity, accepts: PeerClass) -> Result<ServerTls, WireError> {
-    let verifier = ClassVerifier::new(identity.authority_of(accepts)?, None)?;
-    let chain = vec![CertificateDer::from(identity.certificate.clone())];
-    let config = server(Arc::new(verifier), chain, identity)?;
-    Ok(ServerTls { config: Arc::new(config), door: Door::Peers(accepts) })
+pub fn server_config(
+    credentials: impl Into<Credentials>,
+    accepts: PeerClass,
+) -> Result<ServerTls, WireError> {
+    let credentials = credentials.into();
+    credentials.current().knows(accepts)?;
+    let verifier = ClassVerifier::new(Trust::Current(credentials.clone()), accepts, None);
+    let shown = Shown { credentials, with_authority: false };
+    Ok(ServerTls { config: Arc::new(server(Arc::new(verifier), shown)?), door: Door::Peers(accepts) })
 }
 
 /// TLS for a client that expects a peer of one class, and this very peer where an id is given.
@@ -310,37 +416,31 @@ pub fn server_config(identity: &Identity, accepts: PeerClass) -> Result<ServerTl
 /// # Errors
 /// As [`server_config`].
 pub fn client_config(
-    identity: &Identity,
+    credentials: impl Into<Credentials>,
     expects: PeerClass,
     id: Option<SpiffeId>,
 ) -> Result<Arc<ClientConfig>, WireError> {
-    let verifier = ClassVerifier::new(identity.authority_of(expects)?, id)?;
-    let chain = vec![CertificateDer::from(identity.certificate.clone())];
-    client(Arc::new(verifier), chain, identity.key.private())
+    let credentials = credentials.into();
+    credentials.current().knows(expects)?;
+    let verifier = ClassVerifier::new(Trust::Current(credentials.clone()), expects, id);
+    client(Arc::new(verifier), Arc::new(Shown { credentials, with_authority: false }))
 }
 
 /// TLS for the listener of newcomers. Sends the authority along, which the newcomer checks against its
 /// ticket's root.
 pub(crate) fn newcomers_config(
-    identity: &Identity,
+    credentials: Credentials,
     verifier: Arc<dyn ClientCertVerifier>,
 ) -> Result<ServerTls, WireError> {
-    let chain = vec![
-        CertificateDer::from(identity.certificate.clone()),
-        CertificateDer::from(identity.authority.der().to_vec()),
-    ];
-    Ok(ServerTls { config: Arc::new(server(verifier, chain, identity)?), door: Door::Newcomers })
+    let shown = Shown { credentials, with_authority: true };
+    Ok(ServerTls { config: Arc::new(server(verifier, shown)?), door: Door::Newcomers })
 }
 
-fn server(
-    verifier: Arc<dyn ClientCertVerifier>,
-    chain: Vec<CertificateDer<'static>>,
-    identity: &Identity,
-) -> Result<ServerConfig, WireError> {
+fn server(verifier: Arc<dyn ClientCertVerifier>, shown: Shown) -> Result<ServerConfig, WireError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, identity.key.private())?;
+        .with_cert_resolver(Arc::new(shown));
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
@@ -350,19 +450,26 @@ fn server(
 
 pub(crate) fn client(
     verifier: Arc<dyn ServerCertVerifier>,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    shown: Arc<dyn ResolvesClientCert>,
 ) -> Result<Arc<ClientConfig>, WireError> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_auth_cert(chain, key)?;
+        .with_client_cert_resolver(shown);
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
     config.enable_early_data = false;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
+}
+
+/// What a client shows who has one certificate and keeps it.
+pub(crate) fn fixed(
+    chain: Vec<CertificateDer<'static>>,
+    key: Arc<dyn rustls::sign::SigningKey>,
+) -> Arc<dyn ResolvesClientCert> {
+    Arc::new(rustls::sign::SingleCertAndKey::from(CertifiedKey::new(chain, key)))
 }
 
 /// The one provider, with the post-quantum hybrid first.
@@ -372,22 +479,34 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-/// Accepts certificates of one class's authority, on either side of a connection.
+/// Where the authorities come from that a verifier goes by.
+#[derive(Debug)]
+pub(crate) enum Trust {
+    /// From the bundle of the moment.
+    Current(Credentials),
+    /// These.
+    Fixed(Vec<AuthorityCertificate>),
+}
+
+/// Accepts certificates of one class's authorities, on either side of a connection.
 #[derive(Debug)]
 pub(crate) struct ClassVerifier {
-    authority: AuthorityCertificate,
-    anchor: TrustAnchor<'static>,
+    trust: Trust,
+    class: PeerClass,
     id: Option<SpiffeId>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ClassVerifier {
-    pub(crate) fn new(authority: AuthorityCertificate, id: Option<SpiffeId>) -> Result<Self, WireError> {
-        let der = CertificateDer::from(authority.der());
-        let anchor = webpki::anchor_from_trusted_cert(&der)
-            .map_err(|_| IdentityError::Certificate("the authority is no trust anchor"))?
-            .to_owned();
-        Ok(Self { authority, anchor, id, algorithms: algorithms() })
+    pub(crate) fn new(trust: Trust, class: PeerClass, id: Option<SpiffeId>) -> Self {
+        Self { trust, class, id, algorithms: algorithms() }
+    }
+
+    fn authorities(&self) -> Vec<AuthorityCertificate> {
+        match &self.trust {
+            Trust::Current(credentials) => credentials.current().bundle.authorities(self.class),
+            Trust::Fixed(authorities) => authorities.clone(),
+        }
     }
 
     /// Form and size first, then who it is, then the signature: nothing is computed for what is refused
@@ -401,26 +520,35 @@ impl ClassVerifier {
     ) -> Result<(), rustls::Error> {
         check_chain_size(end_entity, others)?;
         let leaf = Leaf::parse(end_entity).map_err(refused)?;
-        let class = self.authority.class();
-        if leaf.class != class {
-            return Err(refused(IdentityError::Class { id: leaf.id, class: class.as_str() }));
-        }
-        if leaf.id.trust_domain() != self.authority.trust_domain() {
-            let trust_domain = self.authority.trust_domain().to_owned();
-            return Err(refused(IdentityError::TrustDomain { id: leaf.id, trust_domain }));
+        if leaf.class != self.class {
+            return Err(refused(IdentityError::Class { id: leaf.id, class: self.class.as_str() }));
         }
         if self.id.as_ref().is_some_and(|wanted| *wanted != leaf.id) {
             return Err(CertificateError::NotValidForName.into());
         }
-        if !self.authority.valid_at(seconds(now)) {
+        let authorities = self.authorities();
+        let mut anchors: Vec<TrustAnchor<'_>> = Vec::new();
+        let ders: Vec<CertificateDer<'_>> =
+            authorities.iter().map(|authority| CertificateDer::from(authority.der())).collect();
+        for (authority, der) in authorities.iter().zip(&ders) {
+            if authority.class() != self.class || leaf.id.trust_domain() != authority.trust_domain() {
+                let trust_domain = authority.trust_domain().to_owned();
+                return Err(refused(IdentityError::TrustDomain { id: leaf.id, trust_domain }));
+            }
+            if authority.valid_at(seconds(now)) {
+                let anchor = webpki::anchor_from_trusted_cert(der)
+                    .map_err(|_| refused(IdentityError::Certificate("the authority is no trust anchor")))?;
+                anchors.push(anchor);
+            }
+        }
+        if anchors.is_empty() {
             return Err(CertificateError::Expired.into());
         }
-        // What else the peer sent is not looked at: the only issuer is the authority of the bundle.
+        // What else the peer sent is not looked at: the only issuers are the authorities of the bundle.
         EndEntityCert::try_from(end_entity)
             .and_then(|certificate| {
-                let anchors = std::slice::from_ref(&self.anchor);
                 certificate
-                    .verify_for_usage(self.algorithms.all, anchors, &[], now, usage, None, None)
+                    .verify_for_usage(self.algorithms.all, &anchors, &[], now, usage, None, None)
                     .map(drop)
             })
             .map_err(from_webpki)

@@ -13,6 +13,10 @@ pub(crate) const PAGE: &str = "docs/dependencies.md";
 
 /// External crates that only some of ours may link outside tests, and why.
 const DOORS: &[(&str, &[&str], &str)] = &[
+    ("aes-gcm", &["keys"], "what is encrypted is bound to its place in one way"),
+    ("argon2", &["keys"], "a passphrase is stretched in one way"),
+    ("cryptoki", &["keystore"], "a device with keys has one door"),
+    ("hpke", &["keys"], "what is sealed is sealed in one way"),
     ("cedar-policy", &["access"], "policy is decided in one place"),
     ("coset", &["access"], "grants are read and written in one place"),
     ("ed25519-dalek", &["keys"], "signing keys are held by one type"),

@@ -1,6 +1,7 @@
 //! Attacks on the encoding: what is not the one encoding of claims that management signed is refused.
 
 use ciborium::Value;
+use keys::SigningKey;
 use proptest::prelude::*;
 
 use super::*;

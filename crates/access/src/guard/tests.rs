@@ -174,6 +174,11 @@ fn attack(defence: Defence) -> (Reason, Scene) {
             scene.heard = vec![(SENT_MS, struck(RevocationKind::Agent, &format!("{HOLDER}#3")))];
             Reason::AgentRevoked
         }
+        Defence::KeyRevocation => {
+            let key = keys::to_hex(&scene.peer_key);
+            scene.heard = vec![(SENT_MS, struck(RevocationKind::Key, &key))];
+            Reason::KeyRetired
+        }
         Defence::KillSwitch => {
             scene.heard = vec![(SENT_MS, struck(RevocationKind::Everything, "everything"))];
             Reason::Killed

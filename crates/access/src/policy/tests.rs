@@ -178,6 +178,8 @@ fn stopping_takes_one_person_and_enabling_takes_two() {
             | OperatorAction::Quarantine
             | OperatorAction::Kill
             | OperatorAction::CreateTicket
+            | OperatorAction::RotateKeys
+            | OperatorAction::ReplaceAuthority
             | OperatorAction::Propose => false,
         };
         assert_eq!(may(*action, None), !needs_two, "{action} alone");

@@ -116,11 +116,12 @@ impl Control {
         let Some(mut member) = state.registry.get(agent).cloned() else {
             return Err(refused("no_such_agent", format!("nobody enrolled as {agent}")));
         };
-        let struck = format!("{agent}#{}", member.epoch);
+        let epoch = member.keys.epoch();
+        let struck = format!("{agent}#{epoch}");
         let struck = Struck { kind: RevocationKind::Agent, id: &struck, until: None, by, reason };
         let mut writes = Writes::default();
         let revision = self.strike(&mut state, &mut writes, &struck)?;
-        member.revoked_through = Some(member.epoch);
+        member.revoked_through = Some(epoch);
         member.quarantined = true;
         self.journal
             .record_durably(&Record::Quarantined { agent: agent.to_string(), reason: reason.into() })?;

@@ -49,8 +49,10 @@ impl Control {
 
     fn try_take(&self, peer: &Peer) -> Result<(QueueReply, Option<Instant>), ControlError> {
         let mut state = self.state();
-        let member =
-            state.registry.identify(peer).map_err(|why| refused(why.as_str(), "no current identity"))?;
+        let member = state
+            .registry
+            .identify(peer, unix_ms() / 1_000)
+            .map_err(|why| refused(why.as_str(), "no current identity"))?;
         if member.quarantined {
             return Ok((QueueReply::default(), None));
         }
@@ -75,7 +77,12 @@ impl Control {
                 pause.map(|pause| Instant::now() + Duration::from_millis(pause)),
             ));
         };
-        self.hand_out(&mut state, &id, peer).map(|reply| (reply, None))
+        let handed = self.hand_out(&mut state, &id, peer);
+        if handed.is_err() {
+            // The device with the keys is gone, say: nobody is to blame, and the task waits for its return.
+            state.schedule.untake(&id, &holder);
+        }
+        handed.map(|reply| (reply, None))
     }
 
     /// Gives one task to one holder, with the grants that policy allows.
@@ -171,7 +178,7 @@ impl Control {
             policy: self.policy.digest().0,
             revision: state.revocations.head(),
         };
-        let signed = access::grant::mint(&claims, &self.authorities.grant_key)?;
+        let signed = access::grant::mint(&claims, self.authorities().grant_key.as_ref())?;
         let actions: Vec<String> = claims.actions.iter().map(ToString::to_string).collect();
         self.journal.record_durably(&Record::GrantIssued {
             grant: claims.grant.clone(),

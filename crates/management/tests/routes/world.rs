@@ -1,14 +1,16 @@
 //! Management in a directory of its own: real keys, real policies, a plan of one step, and the routes of the process.
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use audit::log::Log;
 use audit::record::Record;
-use identity::{PeerClass, SpiffeId};
+use identity::keyring::HeldSet;
+use identity::{KeySet, Keyring, PeerClass, SpiffeId};
 use keys::Digest;
-use management::bootstrap;
-use management::control::Control;
+use management::bootstrap::{self, KeysAt};
+use management::control::{Control, Home};
 use management::database::Database;
 use management::joiner::{Joiner, replay};
 use management::log_files::LogFiles;
@@ -25,7 +27,7 @@ use testkit::house::TRUST_DOMAIN;
 use wire::journal::{Journal, read_entries, unix_ms};
 use wire::layout::Layout;
 use wire::server::Connections;
-use wire::tls::Peer;
+use wire::tls::{Identity, Peer};
 
 /// How management knows whoever asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +77,7 @@ fn policies() -> std::path::PathBuf {
 }
 
 fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         match entry.file_type().unwrap() {
@@ -107,6 +109,8 @@ pub(crate) struct World {
     pub(crate) members: Place,
     pub(crate) operators: Place,
     pub(crate) layout: Layout,
+    journal: Arc<Journal>,
+    joiner: Joiner,
     directory: tempfile::TempDir,
 }
 
@@ -119,7 +123,7 @@ impl World {
     pub(crate) fn with_steps(days: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let layout = Layout::new(&directory.path().join("state"));
-        bootstrap::create(&layout).unwrap();
+        bootstrap::create(&layout, &KeysAt::default()).unwrap();
         copy(&policies(), &layout.config().join("policies"));
         Self::start(directory, plan(days))
     }
@@ -153,7 +157,7 @@ impl World {
         let lines: Vec<Vec<u8>> =
             std::fs::read_to_string(journal).unwrap().lines().map(|line| line.as_bytes().to_vec()).collect();
         let files = LogFiles::open(&world.directory.path().join("log")).unwrap();
-        let key = bootstrap::log_key(&world.layout).unwrap();
+        let key = bootstrap::log_key(&world.layout, &world.control.authorities().store).unwrap();
         let mut log = Log::open(files, "test", key).unwrap();
         log.append(&lines).unwrap();
         replay(&log, &world.control, &mut watch(&world.layout)).unwrap();
@@ -166,7 +170,7 @@ impl World {
         let database = Database::open(&layout.process(NAME).join("management.db")).unwrap();
         let state = State::restore(&database, plan, layout.kill_latch().exists(), 0).unwrap();
         let authorities = bootstrap::authorities(&layout).unwrap();
-        let origin = log_origin(&authorities.trust_domain);
+        let (origin, store) = (log_origin(&authorities.trust_domain), authorities.store.clone());
         let control = Arc::new(Control::new(
             state,
             load_policy(&layout).unwrap(),
@@ -174,12 +178,13 @@ impl World {
             journal.clone(),
             database,
             Connections::new(),
-            layout.kill_latch(),
+            Home { layout: layout.clone(), credentials: None },
         ));
+        let own = journal.clone();
         let files = LogFiles::open(&layout.log()).unwrap();
-        let log = Log::open(files, &origin, bootstrap::log_key(&layout).unwrap()).unwrap();
+        let log = Log::open(files, &origin, bootstrap::log_key(&layout, &store).unwrap()).unwrap();
         let joiner = Joiner::start(log, control.clone(), watch(&layout)).unwrap();
-        let shared = Arc::new(Shared { control: control.clone(), joiner });
+        let shared = Arc::new(Shared { control: control.clone(), joiner: joiner.clone() });
         let place = |class, routes: wire::guard::Routes<Shared>| Place {
             class,
             table: routes.table().to_vec(),
@@ -187,14 +192,37 @@ impl World {
         };
         let members = place(PeerClass::Agents, member_routes(shared.clone(), journal.clone()));
         let operators = place(PeerClass::Operators, operator_routes(shared, journal));
-        Self { control, members, operators, layout, directory }
+        Self { control, members, operators, layout, journal: own, joiner, directory }
     }
 
     /// Puts a member into the registry under an epoch and a key, as enrolling does.
     pub(crate) fn enrol(&self, id: &SpiffeId, epoch: u32, key: [u8; 32]) {
-        let (id, key) = (id.clone(), keys::to_hex(&key));
-        let expires = unix_ms() / 1_000 + 3_600;
-        let member = Member { id, epoch, key, expires, revoked_through: None, quarantined: false };
+        let now = unix_ms() / 1_000;
+        let made = |usage: u8| Digest::of(&[&key[..], &[usage]].concat()).to_string();
+        let keys = KeySet {
+            tls: keys::to_hex(&key),
+            signing: made(1),
+            control: made(2),
+            data: made(3),
+            alerts: made(4),
+        };
+        self.put(id, epoch, keys, now);
+    }
+
+    /// Puts a member into the registry with the keys that it really has.
+    pub(crate) fn register(&self, identity: &Identity) {
+        let keys = identity.own_keys().public();
+        self.put(identity.id(), identity.epoch(), keys, unix_ms() / 1_000);
+    }
+
+    fn put(&self, id: &SpiffeId, epoch: u32, keys: KeySet, now: i64) {
+        let tls = keys.tls.clone();
+        let set =
+            HeldSet { keys, epoch, sequence: 0, since: now, expires: now + 3_600, authority: String::new() };
+        let mut ring = Keyring::default();
+        ring.offer(set, "opened").unwrap();
+        ring.activate(&tls, "opened", now).unwrap();
+        let member = Member { id: id.clone(), keys: ring, revoked_through: None, quarantined: false };
         self.control.state().registry.put(member);
     }
 
@@ -213,6 +241,15 @@ impl World {
         if standing == Standing::Reinstated {
             let proposal = self.control.propose("reinstate_agent", id.as_str(), &owner).unwrap();
             self.control.approve(&proposal.approval(), operator("second").as_str()).unwrap();
+        }
+    }
+
+    /// Joins what management has journalled into the log, where the sentinel sees it.
+    pub(crate) async fn join(&self) {
+        let lines: Vec<Vec<u8>> = self.journal.unjoined().into_iter().map(String::into_bytes).collect();
+        if !lines.is_empty() {
+            let joined = self.joiner.join(NAME.to_owned(), lines).await.unwrap();
+            self.journal.joined(joined);
         }
     }
 

@@ -460,7 +460,13 @@ fn a_ticket_works_once_for_its_own_name_and_guessing_locks_it() {
     let domain = system.steal("agent-1").id().parse::<SpiffeId>().unwrap().trust_domain().to_owned();
     let enrol = |ticket: &str, name: &str, into: &str| {
         let id = SpiffeId::agent(&domain, name).unwrap();
-        runtime.block_on(wire::enrol::enrol(topology.enrolment, ticket, &id, &directory.path().join(into)))
+        runtime.block_on(wire::enrol::enrol(
+            topology.enrolment,
+            topology.management["agents"],
+            ticket,
+            &id,
+            &directory.path().join(into),
+        ))
     };
     let ticket = |name: &str| -> String {
         let aim = json!({ "target": SpiffeId::agent(&domain, name).unwrap(), "reason": "test" });

@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use axum::routing::{get, post};
 use axum::{Extension, Json};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use hyper::Method;
 use hyper::body::Bytes;
-use identity::{Authority, Bundle, PeerClass, Root, SignedBundle, SpiffeId, Ticket, TicketBook};
+use identity::{Authority, Bundle, KeySet, PeerClass, Root, SignedBundle, SpiffeId, Ticket, TicketBook};
 use keys::SigningKey;
+use keys::sealing::{Channel, Context, SealingPublicKey};
 use rcgen::PublicKeyData as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,9 +24,12 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::*;
+use crate::api::{KeyChallenge, KeyProof};
 use crate::client::{Client, ClientError, Reached};
 use crate::enrol::{ENROL_PATH, EnrolReply, EnrolRequest, enrol, enrolment_server_config};
-use crate::tls::{ClassVerifier, Identity, WireError, client_config, new_key, server_config, unix_now};
+use crate::own_keys::OwnKeys;
+use crate::renew::ACTIVATE_PATH;
+use crate::tls::{ClassVerifier, Identity, Trust, WireError, client_config, server_config, unix_now};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -46,7 +52,8 @@ impl House {
                 .insert(class, root.authority(class, key, unix_now() - 3600, 86_400, [number; 16]).unwrap());
         }
         let public = |seed: u8| SigningKey::from_seed(&[seed; 32]).verifying_key().to_hex();
-        let certificates = authorities.iter().map(|(class, own)| (*class, Bundle::encode(own.certificate())));
+        let certificates =
+            authorities.iter().map(|(class, own)| (*class, vec![Bundle::encode(own.certificate())]));
         let bundle = Bundle {
             trust_domain: trust_domain.to_owned(),
             version: 1,
@@ -65,7 +72,7 @@ impl House {
     }
 
     fn identity_until(&self, id: &SpiffeId, ttl_s: i64, now: i64) -> Arc<Identity> {
-        let key = new_key().unwrap();
+        let key = OwnKeys::generate().unwrap();
         let authority = &self.authorities[&id.class().unwrap()];
         let certificate = authority.issue(&key.spki(), id, 1, now, ttl_s, [5; 16]).unwrap();
         let root = self.root.verifying_key();
@@ -94,8 +101,10 @@ impl House {
         certificate: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
     ) -> Arc<rustls::ClientConfig> {
-        let authority = self.identity(&self.agent()).bundle().authority(PeerClass::Market).unwrap();
-        tls::client(Arc::new(ClassVerifier::new(authority, None).unwrap()), certificate, key).unwrap()
+        let authorities = self.identity(&self.agent()).bundle().authorities(PeerClass::Market);
+        let verifier = ClassVerifier::new(Trust::Fixed(authorities), PeerClass::Market, None);
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
+        tls::client(Arc::new(verifier), tls::fixed(certificate, key)).unwrap()
     }
 
     /// A leaf that the class's real authority key signed, in spite of what our code would issue.
@@ -163,7 +172,7 @@ async fn start(tls: ServerTls, options: ServerOptions) -> Running {
 
 /// A unit that accepts agents.
 async fn unit(house: &House) -> Running {
-    let tls = server_config(&house.identity(&house.unit()), PeerClass::Agents).unwrap();
+    let tls = server_config(house.identity(&house.unit()), PeerClass::Agents).unwrap();
     start(tls, ServerOptions::default()).await
 }
 
@@ -185,7 +194,7 @@ async fn is_refused(running: &Running, client: &Client) {
 }
 
 async fn raw(house: &House, running: &Running) -> TlsStream<TcpStream> {
-    let config = client_config(&house.identity(&house.agent()), PeerClass::Market, None).unwrap();
+    let config = client_config(house.identity(&house.agent()), PeerClass::Market, None).unwrap();
     let stream = TcpStream::connect(running.address).await.unwrap();
     let name = ServerName::IpAddress(running.address.ip().into());
     TlsConnector::from(config).connect(name, stream).await.unwrap()
@@ -223,13 +232,14 @@ async fn a_peer_of_the_class_is_let_in_and_known_by_its_certificate() {
 async fn no_certificate_is_refused() {
     let house = House::home();
     let running = unit(&house).await;
-    let authority = house.identity(&house.agent()).bundle().authority(PeerClass::Market).unwrap();
+    let authorities = house.identity(&house.agent()).bundle().authorities(PeerClass::Market);
+    let verifier = ClassVerifier::new(Trust::Fixed(authorities), PeerClass::Market, None);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ClassVerifier::new(authority, None).unwrap()))
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     is_refused(&running, &Client::with_config(Arc::new(config), running.address)).await;
 }
@@ -307,12 +317,13 @@ async fn a_stolen_certificate_without_its_key_is_refused() {
         .load_private_key(PrivatePkcs8KeyDer::from(other.serialize_der()).into())
         .unwrap();
     let certified = Arc::new(rustls::sign::CertifiedKey::new(vec![certificate], key));
-    let authority = house.identity(&house.agent()).bundle().authority(PeerClass::Market).unwrap();
+    let authorities = house.identity(&house.agent()).bundle().authorities(PeerClass::Market);
+    let verifier = ClassVerifier::new(Trust::Fixed(authorities), PeerClass::Market, None);
     let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ClassVerifier::new(authority, None).unwrap()))
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)));
     is_refused(&running, &Client::with_config(Arc::new(config), running.address)).await;
 }
@@ -557,7 +568,7 @@ async fn a_refusal_arrives_with_its_reason() {
 #[tokio::test]
 async fn connections_beyond_the_limit_are_closed_at_once() {
     let house = House::home();
-    let tls = server_config(&house.identity(&house.unit()), PeerClass::Agents).unwrap();
+    let tls = server_config(house.identity(&house.unit()), PeerClass::Agents).unwrap();
     let running = start(tls, ServerOptions { connections_max: 1, ..ServerOptions::default() }).await;
     let first = client(&house, house.identity(&house.agent()), &running);
     who(&first).await.unwrap();
@@ -627,23 +638,62 @@ async fn a_stored_identity_is_the_same_one_and_private() {
 #[test]
 fn the_parts_of_an_identity_must_belong_together() {
     let (house, stranger) = (House::home(), House::new("home.test", 50));
-    let issue = |house: &House, key: &tls::Key| {
+    let issue = |house: &House, key: &OwnKeys| {
         house.authorities[&PeerClass::Agents]
             .issue(&key.spki(), &house.agent(), 1, unix_now(), 60, [1; 16])
             .unwrap()
     };
     let root = house.root.verifying_key();
-    let key = new_key().unwrap();
+    let key = OwnKeys::generate().unwrap();
     let own = issue(&house, &key);
     let theirs = issue(&stranger, &key);
-    assert!(Identity::new(new_key().unwrap(), own.clone(), house.signed.clone(), root).is_err());
-    assert!(Identity::new(new_key().unwrap(), own.clone(), stranger.signed.clone(), root).is_err());
+    assert!(Identity::new(OwnKeys::generate().unwrap(), own.clone(), house.signed.clone(), root).is_err());
+    assert!(Identity::new(OwnKeys::generate().unwrap(), own.clone(), stranger.signed.clone(), root).is_err());
     assert!(Identity::new(key, theirs, house.signed.clone(), root).is_err());
-    let key = new_key().unwrap();
+    let key = OwnKeys::generate().unwrap();
     let own = issue(&house, &key);
     let debug = format!("{key:?}");
     assert!(Identity::new(key, own, house.signed.clone(), root).is_ok());
-    assert!(debug.starts_with("Key(") && debug.len() < 80);
+    assert!(debug.starts_with("OwnKeys(") && debug.len() < 80);
+}
+
+/// What management answers to an offer: the certificate, and a number sealed to each sealing key.
+fn challenge(id: &SpiffeId, keys: &KeySet, certificate: &[u8]) -> KeyChallenge {
+    let seal = |channel, key: &str| {
+        let context = Context { channel, recipient: id.as_str(), epoch: 1, sequence: 1 };
+        SealingPublicKey::from_hex(key).unwrap().seal(&[7; 32], &context, &[8; 32]).unwrap().to_text()
+    };
+    KeyChallenge {
+        certificate: BASE64_STANDARD.encode(certificate),
+        sequence: 1,
+        control: seal(Channel::Control, &keys.control),
+        data: seal(Channel::Data, &keys.data),
+        alerts: seal(Channel::Alerts, &keys.alerts),
+    }
+}
+
+/// Where management listens to members: takes the proofs of whoever opened what was sealed, counting them.
+async fn members_door(house: &Arc<House>) -> (SocketAddr, Arc<AtomicUsize>) {
+    let proven = Arc::new(AtomicUsize::new(0));
+    let count = proven.clone();
+    let router = Router::new().route(
+        ACTIVATE_PATH,
+        post(async move |Json(proof): Json<KeyProof>| {
+            let opened = keys::to_hex(&[8; 32]);
+            assert_eq!((&proof.control, &proof.data, &proof.alerts), (&opened, &opened, &opened));
+            count.fetch_add(1, Ordering::SeqCst);
+            Json(())
+        }),
+    );
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tls = server_config(house.identity(&house.management()), PeerClass::Agents).unwrap();
+    let stop = watch::channel(false);
+    tokio::spawn(async move {
+        serve(listener, tls, router, ServerOptions::default(), Connections::new(), stop.1).await;
+        drop(stop.0);
+    });
+    (address, proven)
 }
 
 /// Management's door for newcomers, with a ticket for the house's agent.
@@ -667,7 +717,8 @@ async fn newcomers_door(
             let Ok(entry) = redeemed else { return Err(Problem::forbidden("enrolment_refused", "no")) };
             let authority = &house.authorities[&entry.class];
             let issued = authority.issue(&newcomer.spki_der, &entry.id, 1, unix_now(), 600, [3; 16]).unwrap();
-            Ok(Json(EnrolReply::new(&issued, house.signed.clone())))
+            let challenge = challenge(&entry.id, &request.offer.keys, &issued);
+            Ok(Json(EnrolReply { challenge, bundle: house.signed.clone() }))
         }),
     );
     let stop = watch::channel(false);
@@ -683,17 +734,18 @@ async fn a_ticket_enrols_once_and_the_identity_works() {
     let house = Arc::new(House::home());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let tls = enrolment_server_config(&house.identity(&house.management())).unwrap();
+    let tls = enrolment_server_config(house.identity(&house.management())).unwrap();
     let (ticket, _) = newcomers_door(&house, tls, listener).await;
     let directory = tempfile::tempdir().unwrap();
     let home = directory.path().join("identity");
-    let identity = enrol(address, &ticket.to_text(), &house.agent(), &home).await.unwrap();
-    assert_eq!(identity.id(), &house.agent());
+    let (members, proven) = members_door(&house).await;
+    let identity = Arc::new(enrol(address, members, &ticket.to_text(), &house.agent(), &home).await.unwrap());
+    assert_eq!((identity.id(), proven.load(Ordering::SeqCst)), (&house.agent(), 1));
     let stored = Arc::new(Identity::load(&home).unwrap());
     who(&client(&house, stored, &unit(&house).await)).await.unwrap();
 
-    let again =
-        enrol(address, &ticket.to_text(), &house.agent(), &directory.path().join("b")).await.unwrap_err();
+    let beside = directory.path().join("b");
+    let again = enrol(address, members, &ticket.to_text(), &house.agent(), &beside).await.unwrap_err();
     let WireError::Enrolment(ClientError::Refused(problem)) = again else { panic!("{again}") };
     assert_eq!(problem.code, "enrolment_refused");
     // The newcomers' door takes newcomers only: an enrolled peer's certificate is refused there.
@@ -709,10 +761,11 @@ async fn a_newcomer_waits_for_management_to_come_up() {
     let ticket = Ticket::new([9; 32], house.root.verifying_key()).to_text();
     let directory = tempfile::tempdir().unwrap();
     let (agent, home) = (house.agent(), directory.path().join("identity"));
-    let enrolling = tokio::spawn(async move { enrol(address, &ticket, &agent, &home).await });
+    let (members, _) = members_door(&house).await;
+    let enrolling = tokio::spawn(async move { enrol(address, members, &ticket, &agent, &home).await });
     tokio::time::sleep(Duration::from_millis(250)).await;
     let listener = TcpListener::bind(address).await.unwrap();
-    let tls = enrolment_server_config(&house.identity(&house.management())).unwrap();
+    let tls = enrolment_server_config(house.identity(&house.management())).unwrap();
     newcomers_door(&house, tls, listener).await;
     tokio::time::timeout(PATIENCE, enrolling).await.unwrap().unwrap().unwrap();
 }
@@ -731,7 +784,7 @@ async fn a_ticket_is_not_shown_to_a_rogue_management() {
         house.forge(PeerClass::Agents, &house.management(), &key),
         CertificateDer::from(house.authorities[&PeerClass::Agents].certificate().to_vec()),
     ];
-    let mut stolen = enrolment_server_config(&house.identity(&house.management())).unwrap();
+    let mut stolen = enrolment_server_config(house.identity(&house.management())).unwrap();
     let certified = rustls::sign::CertifiedKey::from_der(
         chain,
         PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
@@ -741,14 +794,15 @@ async fn a_ticket_is_not_shown_to_a_rogue_management() {
     config.cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(certified.unwrap()));
     stolen.config = Arc::new(config);
     for tls in [
-        enrolment_server_config(&rogue.identity(&rogue.management())).unwrap(),
-        enrolment_server_config(&house.identity(&house.unit())).unwrap(),
+        enrolment_server_config(rogue.identity(&rogue.management())).unwrap(),
+        enrolment_server_config(house.identity(&house.unit())).unwrap(),
         stolen,
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (_, asked) = newcomers_door(&house, tls, listener).await;
-        let error = enrol(address, &ticket.to_text(), &house.agent(), directory.path()).await.unwrap_err();
+        let enrolled = enrol(address, address, &ticket.to_text(), &house.agent(), directory.path()).await;
+        let error = enrolled.unwrap_err();
         assert!(matches!(error, WireError::Enrolment(ClientError::Handshake { .. })), "{error}");
         assert_eq!(asked.load(Ordering::SeqCst), 0, "the ticket was shown");
     }
