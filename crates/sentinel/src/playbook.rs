@@ -167,9 +167,11 @@ mod tests {
             assert!(playbooks.respond(0, &finding(*rule)).contains(&Step::Notify));
         }
         let quarantine = Playbook::parse(QUARANTINE).unwrap();
-        let missing = Playbooks::new([quarantine.clone()]);
+        let stolen = Playbook::parse(STOLEN_KEY).unwrap();
+        let missing = Playbooks::new([quarantine.clone(), stolen.clone()]);
         assert!(matches!(missing, Err(SentinelError::Answers { rule: Rule::ModuleViolation, count: 0 })));
-        let twice = Playbooks::new([quarantine.clone(), quarantine, Playbook::parse(STOP_MODULE).unwrap()]);
+        let stop = Playbook::parse(STOP_MODULE).unwrap();
+        let twice = Playbooks::new([quarantine.clone(), quarantine, stop, stolen]);
         assert!(matches!(twice, Err(SentinelError::Answers { count: 2, .. })));
     }
 
