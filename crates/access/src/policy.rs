@@ -15,12 +15,16 @@ use cedar_policy::{
 };
 use keys::Digest;
 
+use crate::secret::SecretKind;
 use crate::vocabulary::{Action, Audience, Limits, TaskKind, words};
 
 /// Longest policy file, and longest schema, in bytes.
 pub const FILE_BYTES_MAX: usize = 64 * 1024;
 /// Most policies in all files together.
 pub const POLICIES_MAX: usize = 200;
+
+/// The action of having a stored secret opened.
+pub const OPEN_SECRET: &str = "open_secret";
 
 /// Reason of a decision that some policy permits and none forbids.
 pub const PERMITTED: &str = "permitted";
@@ -124,6 +128,14 @@ words! {
         RotateKeys = "rotate_keys",
         /// Publish a trust bundle that the root has signed: authorities that replace others.
         ReplaceAuthority = "replace_authority",
+        /// Store a secret for the desk, or for agents that fetch from a source.
+        PutSecret = "put_secret",
+        /// Remove a stored secret.
+        RemoveSecret = "remove_secret",
+        /// Wrap a domain's secrets again, under a new version of its key.
+        RewrapKeys = "rewrap_keys",
+        /// Destroy versions of a domain's key, and with them what was sealed under them.
+        DestroyKeys = "destroy_keys",
         /// Propose something that needs a second person.
         Propose = "propose",
         /// Approve another's proposal.
@@ -173,6 +185,23 @@ pub struct OperatorQuery<'a> {
     pub target: &'a str,
     /// SPIFFE ID of who proposed it, where there is a proposal.
     pub proposer: Option<&'a str>,
+}
+
+/// A question about a stored secret that a member asks to be given.
+#[derive(Debug, Clone, Copy)]
+pub struct SecretQuery<'a> {
+    /// SPIFFE ID of who asks.
+    pub asker: &'a str,
+    /// The asker's security domain, as in its certificate.
+    pub class: &'a str,
+    /// The secret's name.
+    pub secret: &'a str,
+    /// What it opens.
+    pub kind: SecretKind,
+    /// Whether it is stored for the asker.
+    pub is_holder: bool,
+    /// Whether the asker has a task now that needs it.
+    pub has_task: bool,
 }
 
 /// The answer to a question.
@@ -289,6 +318,18 @@ impl PolicySet {
             context.insert("proposer".to_owned(), RestrictedExpression::new_entity_uid(proposer));
         }
         self.ask(("Operator", query.operator), query.action.as_str(), ("Target", query.target), context)
+    }
+
+    /// Whether a member may have a stored secret opened for it.
+    pub fn secret(&self, query: SecretQuery<'_>) -> PolicyDecision {
+        let Some(principal) = principal(query.class, query.asker) else { return unknown_class() };
+        let Some(kind) = uid("SecretKind", query.kind.as_str()) else { return PolicyDecision::error() };
+        let context = HashMap::from([
+            ("kind".to_owned(), RestrictedExpression::new_entity_uid(kind)),
+            ("is_holder".to_owned(), RestrictedExpression::new_bool(query.is_holder)),
+            ("has_task".to_owned(), RestrictedExpression::new_bool(query.has_task)),
+        ]);
+        self.ask(principal, OPEN_SECRET, ("Secret", query.secret), context)
     }
 
     /// Puts one question. Whatever goes wrong on the way is a deny.

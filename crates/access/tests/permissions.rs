@@ -6,14 +6,16 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use access::policy::{GrantQuery, OperatorAction, OperatorQuery, PolicySet, StandingAction};
+use access::policy::{GrantQuery, OperatorAction, OperatorQuery, PolicySet, SecretQuery, StandingAction};
+use access::secret::SecretKind;
 use access::vocabulary::{Action, Audience, Limits, TaskKind};
 
 const SCHEMA: &str = include_str!("../../../policies/schema.cedarschema");
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 4] = [
     ("standing.cedar", include_str!("../../../policies/standing.cedar")),
     ("grants.cedar", include_str!("../../../policies/grants.cedar")),
     ("operators.cedar", include_str!("../../../policies/operators.cedar")),
+    ("secrets.cedar", include_str!("../../../policies/secrets.cedar")),
 ];
 const CLASSES: [&str; 7] = ["agents", "desk", "market", "news", "research", "ledger", "operators"];
 
@@ -87,6 +89,25 @@ fn table(policies: &PolicySet) -> String {
                 (false, false) => "nobody",
             };
         let _ = writeln!(text, "{:<16} {people}", action.as_str());
+    }
+    text.push_str("\n# secrets: who, what, when\n");
+    for class in CLASSES {
+        for kind in SecretKind::ALL {
+            for (when, is_holder, has_task) in [("stored for it", true, false), ("for its task", false, true)]
+            {
+                let query = SecretQuery {
+                    asker: "spiffe://trader.test/someone",
+                    class,
+                    secret: "some",
+                    kind: *kind,
+                    is_holder,
+                    has_task,
+                };
+                if policies.secret(query).allowed {
+                    let _ = writeln!(text, "{class:<10} {:<10} {when}", kind.as_str());
+                }
+            }
+        }
     }
     text
 }

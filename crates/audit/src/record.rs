@@ -156,6 +156,68 @@ pub enum Record {
         /// Who brought it; the root has signed it.
         by: String,
     },
+    /// A secret was stored; nothing of its contents is told.
+    SecretStored {
+        /// Name.
+        secret: String,
+        /// `broker` or `vendor`.
+        secret_kind: String,
+        /// For whom: the desk's SPIFFE ID, or the source that agents fetch from.
+        holder: String,
+        /// How often it was stored under this name, this time included.
+        version: u64,
+        /// SPIFFE ID of who did it.
+        by: String,
+    },
+    /// A stored secret was removed.
+    SecretRemoved {
+        /// Name.
+        secret: String,
+        /// SPIFFE ID of who did it.
+        by: String,
+    },
+    /// A stored secret was opened for a member, sealed to its key.
+    SecretOpened {
+        /// Name.
+        secret: String,
+        /// Version.
+        version: u64,
+        /// SPIFFE ID of the member.
+        peer: String,
+        /// What it was opened for, once: `keys:` and the first digits of the member's TLS key, or `task:` and the attempt.
+        reason: String,
+    },
+    /// A stored secret was asked for a second time, for something that it had been opened for.
+    SecretReopened {
+        /// Name.
+        secret: String,
+        /// Version.
+        version: u64,
+        /// SPIFFE ID of who asked.
+        peer: String,
+        /// What it had been opened for.
+        reason: String,
+    },
+    /// The key of a domain changed.
+    DomainKeyChanged {
+        /// Domain.
+        domain: String,
+        /// Revision of its document; an older one is never taken again.
+        revision: u64,
+        /// `created`, `found` (at a start), `used`, `rotated`, `raised` or `destroyed`.
+        change: String,
+        /// Version that seals; none when all were destroyed.
+        active: Option<u32>,
+        /// Who did it.
+        by: String,
+    },
+    /// Management opened the store of the authorities' keys.
+    KeyStoreOpened {
+        /// Identifier of the store.
+        store: String,
+        /// SHA-256 of what seals its root key, where a file does: another passphrase, another digest.
+        seal: Option<String>,
+    },
     /// Something was revoked.
     Revoked {
         /// Position in the revocation log.
@@ -421,6 +483,12 @@ impl Record {
             | Record::KeysRotated { .. }
             | Record::RotationAsked { .. }
             | Record::BundlePublished { .. }
+            | Record::SecretStored { .. }
+            | Record::SecretRemoved { .. }
+            | Record::SecretOpened { .. }
+            | Record::SecretReopened { .. }
+            | Record::DomainKeyChanged { .. }
+            | Record::KeyStoreOpened { .. }
             | Record::Revoked { .. }
             | Record::RevocationProven { .. }
             | Record::IncidentOpened { .. }

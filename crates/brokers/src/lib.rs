@@ -10,7 +10,7 @@
 mod paper;
 
 pub use engine::{FillModel, Report};
-pub use paper::{Ack, PaperBroker};
+pub use paper::{AccountKey, Ack, PaperBroker};
 
 use std::path::PathBuf;
 
@@ -33,6 +33,9 @@ pub enum BrokerError {
         /// The last day that was run.
         last: Day,
     },
+    /// The key is not the account's.
+    #[error("the broker does not know this key; store the account's with `trader secret put`")]
+    WrongKey,
     /// Another process has the file open.
     #[error("{path}: another process has it open")]
     Locked {
@@ -78,6 +81,7 @@ impl BrokerError {
         match self {
             BrokerError::Refused(_)
             | BrokerError::DayOver { .. }
+            | BrokerError::WrongKey
             | BrokerError::Locked { .. }
             | BrokerError::Corrupt { .. }
             | BrokerError::Poisoned => Reached::No,

@@ -8,18 +8,43 @@
 //! answered.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use engine::{EngineError, FillModel, OrderId, OrderIntent, OrderStatus, PaperMarket, Placed, Report};
+use keys::Digest;
 use market::{Bar, Day, Split, Symbol};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::BrokerError;
 
 /// The version of the file's format.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+
+/// What opens the account. Whoever has it can trade; the broker keeps its digest only.
+pub struct AccountKey(Zeroizing<Vec<u8>>);
+
+impl AccountKey {
+    /// Takes the key as it was agreed with the broker.
+    #[must_use]
+    pub fn new(key: &[u8]) -> Self {
+        Self(Zeroizing::new(key.to_vec()))
+    }
+
+    /// What the broker knows of it: SHA-256, hexadecimal.
+    fn digest(&self) -> String {
+        Digest::of_parts(&[b"paper account", &self.0]).to_string()
+    }
+}
+
+impl fmt::Debug for AccountKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AccountKey")
+    }
+}
 
 /// The broker has the order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +65,7 @@ type Splits = BTreeMap<String, Vec<(Symbol, Split)>>;
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum Line {
     /// The first line.
-    Header { format: u32, model: FillModel },
+    Header { format: u32, model: FillModel, account: String },
     /// An order that was taken.
     Order(OrderIntent),
     /// A day that was run, with what concerned a resting order of it, and the reports that were given.
@@ -66,15 +91,17 @@ struct State {
 }
 
 impl PaperBroker {
-    /// Opens the broker's file, or makes it. A torn last line is cut off: it was never acknowledged.
+    /// Opens the account with its key, or makes one: its file is the broker's. A torn last line is cut off: it was never
+    /// acknowledged.
     ///
     /// # Errors
-    /// [`BrokerError::Refused`] when the model is out of range, [`BrokerError::Locked`] when another process
+    /// [`BrokerError::WrongKey`], [`BrokerError::Refused`] when the model is out of range, [`BrokerError::Locked`] when another process
     /// has the file, [`BrokerError::Corrupt`] when it isn't what was written or was written with another
     /// model, [`BrokerError::File`].
-    pub fn open(path: &Path, model: FillModel) -> Result<Self, BrokerError> {
+    pub fn open(path: &Path, model: FillModel, key: &AccountKey) -> Result<Self, BrokerError> {
         let file_error = |source| BrokerError::File { path: path.to_owned(), source };
         let mut state = State::new(model)?;
+        let account = key.digest();
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -100,6 +127,11 @@ impl PaperBroker {
             let corrupt = |reason| BrokerError::Corrupt { path: path.to_owned(), line: number, reason };
             let line: Line =
                 serde_json::from_slice(&bytes).map_err(|_| corrupt("not a line of this file"))?;
+            if let Line::Header { account: known, .. } = &line
+                && !keys::equal_in_constant_time(known.as_bytes(), account.as_bytes())
+            {
+                return Err(BrokerError::WrongKey);
+            }
             state.replay(number, line).map_err(corrupt)?;
             whole += read as u64;
         }
@@ -107,7 +139,7 @@ impl PaperBroker {
         file.seek(SeekFrom::Start(whole)).map_err(file_error)?;
         let mut broker = Self { path: path.to_owned(), file, poisoned: false, state };
         if number == 0 {
-            broker.append(&Line::Header { format: FORMAT, model })?;
+            broker.append(&Line::Header { format: FORMAT, model, account })?;
             // The name of a new file is only safe once its directory is synced.
             let parent =
                 path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -248,7 +280,7 @@ impl State {
     /// Folds a line that was written before. An error is what is wrong with it.
     fn replay(&mut self, number: u64, line: Line) -> Result<(), &'static str> {
         match line {
-            Line::Header { format, model } => match (number, format, model == self.model) {
+            Line::Header { format, model, .. } => match (number, format, model == self.model) {
                 (1, FORMAT, true) => Ok(()),
                 (1, FORMAT, false) => Err("it was written with another fill model"),
                 (1, _, _) => Err("it has another format"),
@@ -307,6 +339,10 @@ mod tests {
         broker.run_day(day(on), &bars(on), &Splits::new()).unwrap()
     }
 
+    fn key() -> AccountKey {
+        AccountKey::new(b"account")
+    }
+
     fn path() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("broker.jsonl");
@@ -316,7 +352,7 @@ mod tests {
     #[test]
     fn each_portfolio_fills_at_its_own_bars() {
         let (_dir, path) = path();
-        let mut broker = PaperBroker::open(&path, MODEL).unwrap();
+        let mut broker = PaperBroker::open(&path, MODEL, &key()).unwrap();
         broker.place(&intent("a", "core", 1)).unwrap();
         broker.place(&intent("b", "tech", 1)).unwrap();
         let dollars: Vec<i64> = run(&mut broker, 2)
@@ -332,7 +368,7 @@ mod tests {
     #[test]
     fn placing_again_gives_the_same_ack_and_another_order_of_that_id_is_refused() {
         let (_dir, path) = path();
-        let mut broker = PaperBroker::open(&path, MODEL).unwrap();
+        let mut broker = PaperBroker::open(&path, MODEL, &key()).unwrap();
         let ack = broker.place(&intent("a", "core", 1)).unwrap();
         assert_eq!(broker.place(&intent("a", "core", 1)).unwrap(), ack);
         for other in [intent("a", "core", 2), intent("a", "tech", 1)] {
@@ -341,7 +377,7 @@ mod tests {
             assert_eq!(error.reached(), crate::Reached::No);
         }
         drop(broker);
-        let mut broker = PaperBroker::open(&path, MODEL).unwrap();
+        let mut broker = PaperBroker::open(&path, MODEL, &key()).unwrap();
         assert_eq!(broker.status(&"a".parse().unwrap()), Some(OrderStatus::Sent));
         assert_eq!(broker.place(&intent("a", "core", 1)).unwrap(), ack);
         assert_eq!(run(&mut broker, 2).len(), 1);
@@ -352,12 +388,12 @@ mod tests {
     #[test]
     fn a_day_asked_for_again_gives_the_same_reports_even_after_a_restart() {
         let (_dir, path) = path();
-        let mut broker = PaperBroker::open(&path, MODEL).unwrap();
+        let mut broker = PaperBroker::open(&path, MODEL, &key()).unwrap();
         broker.place(&intent("a", "core", 1)).unwrap();
         let reports = run(&mut broker, 2);
         assert_eq!(run(&mut broker, 2), reports);
         drop(broker);
-        let mut broker = PaperBroker::open(&path, MODEL).unwrap();
+        let mut broker = PaperBroker::open(&path, MODEL, &key()).unwrap();
         assert_eq!(broker.last_day(), Some(day(2)));
         assert_eq!(broker.run_day(day(2), &Bars::new(), &Splits::new()).unwrap(), reports);
         let early = broker.run_day(day(1), &Bars::new(), &Splits::new());
@@ -365,16 +401,28 @@ mod tests {
     }
 
     #[test]
+    fn an_account_opens_with_its_own_key_only_and_does_not_hold_it() {
+        let (_dir, path) = path();
+        let secret = AccountKey::new(b"canary-of-the-account");
+        drop(PaperBroker::open(&path, MODEL, &secret).unwrap());
+        let other = PaperBroker::open(&path, MODEL, &key());
+        assert!(matches!(other, Err(BrokerError::WrongKey)), "{other:?}");
+        PaperBroker::open(&path, MODEL, &secret).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(!text.contains("canary") && !format!("{secret:?}").contains("canary"));
+    }
+
+    #[test]
     fn two_processes_cannot_have_the_file_open() {
         let (_dir, path) = path();
-        let _broker = PaperBroker::open(&path, MODEL).unwrap();
-        assert!(matches!(PaperBroker::open(&path, MODEL), Err(BrokerError::Locked { .. })));
+        let _broker = PaperBroker::open(&path, MODEL, &key()).unwrap();
+        assert!(matches!(PaperBroker::open(&path, MODEL, &key()), Err(BrokerError::Locked { .. })));
     }
 
     #[test]
     fn a_file_cut_off_anywhere_opens_with_what_was_acknowledged() {
         let (_dir, path) = path();
-        let mut broker = PaperBroker::open(&path, MODEL).unwrap();
+        let mut broker = PaperBroker::open(&path, MODEL, &key()).unwrap();
         broker.place(&intent("a", "core", 1)).unwrap();
         let before = std::fs::metadata(&path).unwrap().len();
         broker.place(&intent("b", "core", 1)).unwrap();
@@ -382,26 +430,26 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         for length in (0..whole.len()).step_by(7) {
             std::fs::write(&path, &whole[..length]).unwrap();
-            let mut broker = PaperBroker::open(&path, MODEL).unwrap();
+            let mut broker = PaperBroker::open(&path, MODEL, &key()).unwrap();
             let known = broker.status(&"a".parse().unwrap());
             assert_eq!(known.is_some(), length as u64 >= before, "cut at {length}");
             assert_eq!(broker.status(&"b".parse().unwrap()), None);
             broker.place(&intent("b", "core", 1)).unwrap();
             drop(broker);
-            PaperBroker::open(&path, MODEL).unwrap();
+            PaperBroker::open(&path, MODEL, &key()).unwrap();
         }
     }
 
     #[test]
     fn a_file_that_was_changed_or_belongs_to_another_model_does_not_open() {
         let (_dir, path) = path();
-        let mut broker = PaperBroker::open(&path, MODEL).unwrap();
+        let mut broker = PaperBroker::open(&path, MODEL, &key()).unwrap();
         broker.place(&intent("a", "core", 1)).unwrap();
         run(&mut broker, 2);
         drop(broker);
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(matches!(
-            PaperBroker::open(&path, FillModel { seed: 8, ..MODEL }),
+            PaperBroker::open(&path, FillModel { seed: 8, ..MODEL }, &key()),
             Err(BrokerError::Corrupt { line: 1, .. })
         ));
         for (from, to) in [
@@ -411,7 +459,10 @@ mod tests {
         ] {
             assert!(text.contains(from), "{from}");
             std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
-            assert!(matches!(PaperBroker::open(&path, MODEL), Err(BrokerError::Corrupt { .. })), "{from}");
+            assert!(
+                matches!(PaperBroker::open(&path, MODEL, &key()), Err(BrokerError::Corrupt { .. })),
+                "{from}"
+            );
         }
     }
 
@@ -425,12 +476,12 @@ mod tests {
         ) {
             let (_dir, path) = path();
             let (_other_dir, other_path) = super::tests::path();
-            let mut steady = Some(PaperBroker::open(&other_path, MODEL).unwrap());
-            let mut broker = Some(PaperBroker::open(&path, MODEL).unwrap());
+            let mut steady = Some(PaperBroker::open(&other_path, MODEL, &key()).unwrap());
+            let mut broker = Some(PaperBroker::open(&path, MODEL, &key()).unwrap());
             for today in 1..10_u8 {
                 if restarts >> today & 1 == 1 {
                     drop(broker.take());
-                    broker = Some(PaperBroker::open(&path, MODEL).unwrap());
+                    broker = Some(PaperBroker::open(&path, MODEL, &key()).unwrap());
                 }
                 for (number, (_, core)) in orders.iter().enumerate().filter(|(_, (on, _))| *on == today) {
                     let order = intent(&format!("o{number}"), if *core { "core" } else { "tech" }, today);

@@ -7,12 +7,12 @@
 //! journal, the desk does nothing more until it is started again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use audit::journal::Entry;
 use audit::record::{Check as RecordedCheck, Record};
-use brokers::{BrokerError, PaperBroker, Report};
+use brokers::{AccountKey, BrokerError, PaperBroker, Report};
 use engine::{FillModel, OrderId, OrderIntent};
 use market::{Bar, Day, Money, Price, Series, Split, Symbol};
 use risk::{Applied, Authorisation, Check, CheckOutcome, Context, KillLatch, RiskApproved};
@@ -32,11 +32,26 @@ pub struct Desk {
     memory: Memory,
     /// Gone after a failed write, until it is opened anew.
     broker: Option<PaperBroker>,
-    broker_path: PathBuf,
+    account: Account,
     model: FillModel,
     poisoned: bool,
     #[cfg(test)]
     crash_after: Option<u32>,
+}
+
+/// The account at the broker.
+#[derive(Debug)]
+pub struct Account {
+    /// The paper broker's file.
+    pub path: PathBuf,
+    /// What opens it.
+    pub key: AccountKey,
+}
+
+impl Account {
+    fn open(&self, model: FillModel) -> Result<PaperBroker, BrokerError> {
+        PaperBroker::open(&self.path, model, &self.key)
+    }
 }
 
 /// An order that is not sent, and why.
@@ -56,14 +71,14 @@ impl Desk {
         config: &DeskConfig,
         journal: Arc<Journal>,
         entries: &[Entry],
-        broker_path: &Path,
+        account: Account,
         kill: &KillLatch,
     ) -> Result<Self, DeskError> {
         let mut desk = Self {
             journal,
             memory: Memory::replay(config.limits.clone(), entries)?,
-            broker: Some(PaperBroker::open(broker_path, config.broker)?),
-            broker_path: broker_path.to_owned(),
+            broker: Some(account.open(config.broker)?),
+            account,
             model: config.broker,
             poisoned: false,
             #[cfg(test)]
@@ -289,6 +304,7 @@ impl Desk {
             }
             Err(
                 error @ (BrokerError::DayOver { .. }
+                | BrokerError::WrongKey
                 | BrokerError::Locked { .. }
                 | BrokerError::File { .. }
                 | BrokerError::Corrupt { .. }
@@ -324,7 +340,7 @@ impl Desk {
     fn broker(&mut self) -> Result<&mut PaperBroker, BrokerError> {
         let broker = match self.broker.take() {
             Some(broker) => broker,
-            None => PaperBroker::open(&self.broker_path, self.model)?,
+            None => self.account.open(self.model)?,
         };
         Ok(self.broker.insert(broker))
     }

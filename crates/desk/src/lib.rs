@@ -19,7 +19,7 @@ pub mod session;
 
 pub use authorized::{Authorized, Wish};
 pub use config::DeskConfig;
-pub use desk::Desk;
+pub use desk::{Account, Desk};
 pub use kill::KillSwitch;
 pub use run::{RunError, run};
 pub use session::Session;

@@ -16,6 +16,7 @@ use access::guard::{Cost, Guard, GuardConfig};
 use access::vocabulary::{Action, Audience, MarketDay};
 use audit::record::Record;
 use axum::response::Response;
+use brokers::AccountKey;
 use identity::PeerClass;
 use keys::VerifyingKey;
 use market::{Series, Symbol};
@@ -33,10 +34,13 @@ use wire::layout::{Layout, Topology};
 use wire::problem::Problem;
 use wire::renew::Membership;
 use wire::server::{Connections, ServerOptions, serve};
-use wire::tls::Identity;
+use wire::tls::{Identity, WireError};
 
 use crate::desk::PortfolioSeries;
-use crate::{Authorized, Desk, DeskConfig, DeskError, KillSwitch, Session, Wish};
+use crate::{Account, Authorized, Desk, DeskConfig, DeskError, KillSwitch, Session, Wish};
+
+/// The name under which management keeps the key of the account at the broker.
+pub const BROKER_SECRET: &str = "paper-broker";
 
 /// How long a request for a task waits at management.
 const QUEUE_WAIT: Duration = Duration::from_secs(2);
@@ -235,8 +239,10 @@ pub async fn run(
     let entries = read_entries(&layout.journal(name), name).map_err(DeskError::from)?;
     let broker = layout.process(name).join("broker").join("paper.jsonl");
     make_directory(broker.parent().unwrap_or(&broker))?;
+    let Some(key) = account_key(&ways.membership, &mut stop).await? else { return Ok(()) };
+    let account = Account { path: broker, key };
     // The feed has not been heard yet; until it is, the latch file says whether orders may leave.
-    let desk = Desk::open(&config, journal.clone(), &entries, &broker, &kill.latch(Some(false)))?;
+    let desk = Desk::open(&config, journal.clone(), &entries, account, &kill.latch(Some(false)))?;
     drop(entries);
     let (routes, shared) = routes(desk, &door, &journal, &kill);
     let mut failure = shared.failed.subscribe();
@@ -292,6 +298,43 @@ pub async fn run(
     // Evidence goes out even when nothing else may.
     let _ = tokio::time::timeout(LAST_WORDS, shipping).await;
     ended
+}
+
+/// Has the broker's key opened, with keys that were made for this start: a set of keys opens it once. Tries for as long as
+/// management does not answer; nothing when told to stop.
+async fn account_key(
+    membership: &Membership,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<Option<AccountKey>, RunError> {
+    loop {
+        let opened = async {
+            membership.renew(&mut |_| Ok(())).await?;
+            wire::secrets::open(membership, BROKER_SECRET).await
+        };
+        let error = tokio::select! {
+            opened = opened => match opened {
+                Ok(secret) => return Ok(Some(AccountKey::new(secret.bytes()))),
+                Err(error) => error,
+            },
+            _ = stop.wait_for(|stop| *stop) => return Ok(None),
+        };
+        match &error {
+            WireError::Renewal(ClientError::Refused(problem))
+                if problem.status == 403 && !problem.retryable =>
+            {
+                return Err(RunError::Revoked(problem.code.clone()));
+            }
+            WireError::Secret { source: ClientError::Refused(problem), .. }
+                if problem.status == 403 && !problem.retryable =>
+            {
+                return Err(RunError::Failed(format!(
+                    "{error}; store the broker's key with `trader secret put {BROKER_SECRET} --broker-of desk-1`"
+                )));
+            }
+            _ => tracing::warn!(%error, "the broker's key is not opened yet"),
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
 }
 
 fn backend(topology: &Topology) -> Result<std::net::SocketAddr, RunError> {

@@ -10,10 +10,11 @@ use std::time::Duration;
 use access::revocation::FeedReply;
 use access::vocabulary::{Action, Audience, Claims, MarketDay};
 use audit::record::Record;
+use brokers::AccountKey;
 use desk::desk::PortfolioSeries;
 use desk::run::routes;
 use desk::session::Part;
-use desk::{Desk, DeskConfig, KillSwitch, Session};
+use desk::{Account, Desk, DeskConfig, KillSwitch, Session};
 use engine::FillModel;
 use identity::PeerClass;
 use keys::Digest;
@@ -78,7 +79,10 @@ fn kill_latch(directory: &Path) -> PathBuf {
 /// A desk that has closed its first market day in both portfolios, so that an order can be good.
 fn traded_desk(directory: &Path, journal: &Arc<Journal>) -> Desk {
     let open = KillSwitch::new(kill_latch(directory)).latch(Some(false));
-    let mut desk = Desk::open(&config(), journal.clone(), &[], &broker(directory), &open).unwrap();
+    let mut desk = {
+        let account = Account { path: broker(directory), key: AccountKey::new(b"account") };
+        Desk::open(&config(), journal.clone(), &[], account, &open).unwrap()
+    };
     let day: Day = DAY.parse().unwrap();
     let symbols = SYMBOLS.map(|symbol| symbol.parse::<Symbol>().unwrap());
     let part = |portfolio: &str| Part {

@@ -105,6 +105,11 @@ impl FileStore {
         Ok(shares::split(&root, needed, count, &entropy)?)
     }
 
+    /// Digest of the sealed root key that was opened.
+    pub(crate) fn seal(&self) -> &Digest {
+        &self.sealed
+    }
+
     pub(crate) fn root(&self) -> &WrappingKey {
         &self.root
     }

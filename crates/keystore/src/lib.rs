@@ -77,6 +77,9 @@ pub struct Description {
     pub token_label: Option<String>,
     /// Serial number of the token; `None` for a file.
     pub token_serial: Option<String>,
+    /// SHA-256 of the sealed root key that was opened: another as soon as another passphrase seals it. `None`
+    /// for a token.
+    pub seal: Option<String>,
 }
 
 /// The keys of authorities, opened. Shared between threads as it is.
@@ -296,6 +299,10 @@ impl KeyStore {
             module,
             token_label,
             token_serial,
+            seal: match &self.place {
+                Opened::File(store) => Some(store.seal().to_string()),
+                Opened::Token(_) => None,
+            },
         }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use access::secret::SecretName;
 use identity::{Authority, Bundle, PeerClass, Root, SignedBundle, SpiffeId};
 use keys::envelope::Wrap as _;
 use keys::{Signer, SigningKey, VerifyingKey};
@@ -18,7 +19,11 @@ use wire::layout::{Layout, read_json};
 use wire::own_keys::OwnKeys;
 
 use crate::control::{ControlError, random};
+use crate::database::{Database, Table, Writes};
+use crate::run::NAME;
+use crate::secrets::{Purpose, StoredSecret};
 use crate::state::Authorities;
+use crate::vault::Vault;
 
 /// Life of the class authorities made at the first start, in seconds: two years.
 const AUTHORITY_TTL_S: i64 = 2 * 365 * 24 * 3_600;
@@ -28,6 +33,10 @@ pub const LEAF_TTL_S: i64 = 24 * 3_600;
 pub const FIRST_OPERATORS: [&str; 2] = ["owner", "second"];
 /// The root key's name in its store.
 const ROOT_LABEL: &str = "root";
+/// The name under which the key of the account at the paper broker is stored.
+pub const BROKER_SECRET: &str = "paper-broker";
+/// Who stored what the first start made.
+const FIRST_START: &str = "first start";
 /// What the log's wrapped key is bound to.
 const LOG_KEY_AAD: &[u8] = b"trader-log-key-1";
 /// The release keys that the first start makes; both must sign what may run.
@@ -111,14 +120,14 @@ impl Default for KeysAt {
 /// What `config/keys.json` says.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct KeysConfig {
+pub(crate) struct KeysConfig {
     /// The file with the passphrase or PIN of the authorities' keys; from the state directory where it is not absolute.
-    secret_file: PathBuf,
+    pub(crate) secret_file: PathBuf,
     /// The same of the root key.
-    root_secret_file: PathBuf,
+    pub(crate) root_secret_file: PathBuf,
 }
 
-fn keys_config(layout: &Layout) -> PathBuf {
+pub(crate) fn keys_config(layout: &Layout) -> PathBuf {
     layout.config().join("keys.json")
 }
 
@@ -130,7 +139,7 @@ fn make_passphrase(layout: &Layout, file: &str) -> Result<PathBuf, BootstrapErro
 }
 
 /// The secret in a file that is named absolutely, or from the state directory.
-fn secret(layout: &Layout, file: &Path) -> Result<Secret, BootstrapError> {
+pub(crate) fn secret(layout: &Layout, file: &Path) -> Result<Secret, BootstrapError> {
     Ok(Secret::from_file(&layout.root().join(file))?)
 }
 
@@ -197,7 +206,7 @@ pub fn create(layout: &Layout, keys_at: &KeysAt) -> Result<(), BootstrapError> {
         .map(|name| make_key(&release_key_path(layout, name)).map(|key| key.verifying_key().to_hex()))
         .collect::<Result<Vec<_>, _>>()?;
     let bundle = Bundle {
-        trust_domain,
+        trust_domain: trust_domain.clone(),
         version: 1,
         authorities,
         grant_keys: vec![grant_key.to_hex()],
@@ -206,7 +215,32 @@ pub fn create(layout: &Layout, keys_at: &KeysAt) -> Result<(), BootstrapError> {
         release_keys,
     };
     files::write_private_atomic(&root_key_path(layout), root.verifying_key().to_hex().as_bytes())?;
+    store_account_key(layout, Arc::new(store), &trust_domain, now)?;
     write_bundle(layout, &root.sign_bundle(&bundle)?)
+}
+
+/// Makes the key of the account at the paper broker, which only the desk is ever given, and stores it under the desk's domain
+/// key. In the clear it was never on the disk.
+fn store_account_key(
+    layout: &Layout,
+    store: Arc<KeyStore>,
+    trust_domain: &str,
+    now: i64,
+) -> Result<(), BootstrapError> {
+    let value = zeroize::Zeroizing::new(keys::to_hex(&*zeroize::Zeroizing::new(random::<32>()?)));
+    let purpose = Purpose::Broker { desk: SpiffeId::desk(trust_domain, 1)? };
+    let name = SecretName::parse(BROKER_SECRET).map_err(|why| BootstrapError::Content(why.to_string()))?;
+    let vault = Vault::new(store);
+    let mut unlocked = vault.unlock(purpose.domain(), now).map_err(ControlError::from)?;
+    let by = (FIRST_START, now);
+    let secret = StoredSecret::seal(&mut unlocked, name, purpose, 1, value.as_bytes(), by)
+        .map_err(ControlError::from)?;
+    vault.keep(&mut unlocked).map_err(ControlError::from)?;
+    let mut writes = Writes::default();
+    writes.put(Table::Secrets, secret.name.as_str(), &secret).map_err(ControlError::from)?;
+    let database = Database::open(&layout.process(NAME).join("management.db")).map_err(ControlError::from)?;
+    database.commit(&writes).map_err(ControlError::from)?;
+    Ok(())
 }
 
 /// Makes the key of a class's authority in the store, and has the root certify it.

@@ -30,7 +30,10 @@ mod bundles;
 mod enabling;
 mod members;
 mod revoking;
+mod secrets;
 mod tasks;
+
+pub use secrets::{DomainKeyView, SecretView};
 
 /// How long a revocation waits for its proof before it answers that there is none yet; far above lease and margin.
 const PROOF_WAIT: Duration = Duration::from_secs(5);

@@ -25,16 +25,19 @@ pub enum Table {
     Incidents,
     /// Proposals that wait for a second person.
     Proposals,
+    /// Secrets of members, sealed under their domain's key.
+    Secrets,
 }
 
 impl Table {
-    const ALL: [Table; 6] = [
+    const ALL: [Table; 7] = [
         Table::Members,
         Table::Tickets,
         Table::Tasks,
         Table::Revocations,
         Table::Incidents,
         Table::Proposals,
+        Table::Secrets,
     ];
 
     fn name(self) -> &'static str {
@@ -45,6 +48,7 @@ impl Table {
             Table::Revocations => "revocations",
             Table::Incidents => "incidents",
             Table::Proposals => "proposals",
+            Table::Secrets => "secrets",
         }
     }
 }
@@ -97,7 +101,8 @@ pub enum DatabaseError {
 /// Documents that become true together: what one decision stores.
 #[derive(Debug, Default)]
 pub struct Writes {
-    documents: Vec<(Table, String, String)>,
+    /// What stands under an id from now on; nothing where it is removed.
+    documents: Vec<(Table, String, Option<String>)>,
 }
 
 impl Writes {
@@ -108,8 +113,13 @@ impl Writes {
     pub fn put<T: Serialize>(&mut self, table: Table, id: &str, document: &T) -> Result<(), DatabaseError> {
         let body = serde_json::to_string(document)
             .map_err(|error| DatabaseError::Unwritable { table: table.name(), problem: error.to_string() })?;
-        self.documents.push((table, id.to_owned(), body));
+        self.documents.push((table, id.to_owned(), Some(body)));
         Ok(())
+    }
+
+    /// Removes one document; one that is not there is fine.
+    pub fn remove(&mut self, table: Table, id: &str) {
+        self.documents.push((table, id.to_owned(), None));
     }
 
     /// Whether it changes a table.
@@ -125,7 +135,8 @@ pub struct Database {
     connection: Mutex<Connection>,
 }
 
-const VERSION: i64 = 1;
+/// Version 2 added the table of secrets.
+const VERSION: i64 = 2;
 
 impl Database {
     /// Opens the database, making it when it is not there.
@@ -142,7 +153,7 @@ impl Database {
         if found > VERSION {
             return Err(DatabaseError::Newer { path: path.to_owned(), found, known: VERSION });
         }
-        if found == 0 {
+        if found < VERSION {
             for table in Table::ALL {
                 let name = table.name();
                 connection
@@ -168,10 +179,14 @@ impl Database {
         let mut write = || -> Result<(), rusqlite::Error> {
             let transaction = connection.transaction()?;
             for (table, id, body) in &writes.documents {
+                let name = table.name();
+                let Some(body) = body else {
+                    transaction.prepare(&format!("DELETE FROM {name} WHERE id = ?1"))?.execute([id])?;
+                    continue;
+                };
                 transaction
                     .prepare(&format!(
-                        "INSERT INTO {} (id, body) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
-                        table.name()
+                        "INSERT INTO {name} (id, body) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET body = excluded.body"
                     ))?
                     .execute(params![id, body])?;
             }
@@ -232,6 +247,9 @@ mod tests {
         writes.put(Table::Members, "b", &2).unwrap();
         writes.put(Table::Members, "a", &1).unwrap();
         writes.put(Table::Members, "b", &3).unwrap();
+        writes.put(Table::Members, "d", &4).unwrap();
+        writes.remove(Table::Members, "d");
+        writes.remove(Table::Members, "never there");
         database.commit(&writes).unwrap();
         drop(database);
         let database = Database::open(&path).unwrap();

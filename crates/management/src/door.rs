@@ -40,6 +40,14 @@ impl ControlDoor {
         let id = ask.peer.id.to_string();
         verdict(&self.control.policy.standing(&id, ask.peer.class.as_str(), action))
     }
+
+    fn secret(&self, ask: &Ask<'_>) -> Verdict {
+        let identified = self.control.state().registry.identify(ask.peer, unix_ms() / 1_000).map(drop);
+        match identified {
+            Ok(()) => verdict(&self.control.may_open_secret(ask.peer, &ask.touched.target)),
+            Err(stranger) => deny(stranger.as_str(), "no current identity of this name"),
+        }
+    }
 }
 
 impl Door for ControlDoor {
@@ -47,6 +55,7 @@ impl Door for ControlDoor {
         match ask.needs {
             Needs::Standing(action) => self.standing(ask, action, false),
             Needs::Proof(action) => self.standing(ask, action, true),
+            Needs::Secret => self.secret(ask),
             // The listener takes operators only; a right of theirs is no reason to rely on that.
             Needs::Operator(_) if ask.peer.class != PeerClass::Operators => {
                 deny("not_permitted", "only operators may")

@@ -9,6 +9,7 @@
 pub mod bootstrap;
 pub mod cases;
 pub mod control;
+pub mod custody;
 pub mod database;
 pub mod door;
 pub mod joiner;
@@ -21,4 +22,6 @@ pub mod response;
 pub mod routes;
 pub mod run;
 pub mod schedule;
+pub mod secrets;
 pub mod state;
+pub mod vault;

@@ -171,6 +171,8 @@ pub struct Projection {
     pub incidents: BTreeMap<String, Incident>,
     /// Who enrolled, by SPIFFE ID.
     pub members: BTreeMap<String, MemberView>,
+    /// Latest revision of each domain's key: an older document is not taken.
+    pub domain_keys: BTreeMap<String, u64>,
     /// Every grant that was ever issued: 16 bytes each.
     issued: BTreeSet<[u8; 16]>,
     /// Tasks that were lost since management started, how often, and why the last time.
@@ -218,6 +220,10 @@ impl Projection {
                 self.orders.insert(order.clone(), view);
             }
             Record::OrderSent { order } => self.set_status(order, "sent", None),
+            Record::DomainKeyChanged { domain, revision, .. } => {
+                let known = self.domain_keys.entry(domain.clone()).or_default();
+                *known = (*known).max(*revision);
+            }
             Record::OrderFilled { order, fill, quantity, price, fee, market_day, .. } => {
                 self.set_status(order, "filled", Some(*price));
                 if let Some(view) = self.orders.get_mut(order)

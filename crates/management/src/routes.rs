@@ -25,6 +25,12 @@ use crate::joiner::{JoinError, Joiner};
 use crate::projection::{Counts, EventView, GrantView, OrderView};
 use crate::schedule::TaskState;
 
+mod secrets;
+
+use secrets::{DestroyKeys, OpenSecret, PutSecret, ReadDomainKeys, ReadSecrets, RemoveSecret, RewrapKeys};
+
+pub use secrets::{DestroyBody, DomainAim, SecretAim, SecretBody};
+
 /// A guard's poll is held this long at most.
 const POLL_WAIT_MAX_MS: u64 = 1_000;
 /// A request for a task is held this long at most.
@@ -50,6 +56,7 @@ pub fn member_routes(shared: Arc<Shared>, journal: Arc<Journal>) -> Routes<Share
         .with::<OfferKeys>()
         .with::<ActivateKeys>()
         .with::<CheckQueue>()
+        .with::<OpenSecret>()
         .with::<Hear>()
 }
 
@@ -72,6 +79,12 @@ pub fn operator_routes(shared: Arc<Shared>, journal: Arc<Journal>) -> Routes<Sha
         .with::<ReadKeys>()
         .with::<RotateKeys>()
         .with::<PublishBundles>()
+        .with::<ReadDomainKeys>()
+        .with::<RewrapKeys>()
+        .with::<DestroyKeys>()
+        .with::<ReadSecrets>()
+        .with::<PutSecret>()
+        .with::<RemoveSecret>()
         .with::<Propose>()
         .with::<Approve>()
 }

@@ -137,6 +137,9 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
     let joined = replay(&log, &control, &mut watcher)?;
     journal.joined(joined.get(NAME).copied().unwrap_or(0));
     journal.record_durably(&Record::Started { program })?;
+    let described = control.authorities().store.describe();
+    journal.record_durably(&Record::KeyStoreOpened { store: described.id, seal: described.seal })?;
+    control.check_domain_keys(first_start).map_err(BootstrapError::from)?;
     if first_start {
         control.announce_tasks(&control.state()).map_err(BootstrapError::from)?;
     }

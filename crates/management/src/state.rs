@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use access::revocation::{RevocationError, RevocationLog};
+use access::secret::SecretName;
 use access::vocabulary::{Revocation, RevocationKind};
 use identity::{Authority, PeerClass, SpiffeId, TicketBook};
 use keys::Signer;
@@ -16,6 +17,7 @@ use crate::database::{Database, DatabaseError, Table};
 use crate::plan::Plan;
 use crate::registry::Registry;
 use crate::schedule::Schedule;
+use crate::secrets::StoredSecret;
 
 /// State behind the lock.
 pub struct State {
@@ -41,6 +43,8 @@ pub struct State {
     pub renew_before: BTreeMap<SpiffeId, i64>,
     /// Version of the trust bundle that each member goes by, as it said last.
     pub bundles_held: BTreeMap<SpiffeId, u64>,
+    /// Stored secrets, sealed.
+    pub secrets: BTreeMap<SecretName, StoredSecret>,
     /// Bundles that are to be published, while an authority is being replaced.
     pub waiting_bundles: Option<WaitingBundles>,
 }
@@ -91,6 +95,7 @@ impl State {
             database.get(Table::Tasks, "bundles_waiting")?.unwrap_or_default();
         let incidents: Vec<Incident> = database.all(Table::Incidents)?;
         let proposals: Vec<Proposal> = database.all(Table::Proposals)?;
+        let secrets: Vec<StoredSecret> = database.all(Table::Secrets)?;
         Ok(Self {
             schedule,
             registry: Registry::new(database.all(Table::Members)?),
@@ -103,6 +108,7 @@ impl State {
             ended: progress.ended,
             renew_before: BTreeMap::new(),
             bundles_held: BTreeMap::new(),
+            secrets: secrets.into_iter().map(|secret| (secret.name.clone(), secret)).collect(),
             waiting_bundles: (!waiting.is_empty()).then(|| WaitingBundles {
                 bundles: waiting.into(),
                 by: "management".to_owned(),

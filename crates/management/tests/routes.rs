@@ -15,6 +15,8 @@
 mod crashes;
 #[path = "routes/rotation.rs"]
 mod rotation;
+#[path = "routes/secrets.rs"]
+mod secrets;
 #[path = "routes/world.rs"]
 mod world;
 
@@ -34,6 +36,7 @@ use wire::client::{Client, ClientError, Reached};
 use wire::http::Method;
 use wire::problem::Problem;
 use wire::renew::{ACTIVATE_PATH, OFFER_PATH};
+use wire::secrets::OPEN_PATH;
 use wire::server::{Connections, ServerOptions, serve};
 use wire::tls::{Peer, server_config};
 use world::{Standing, World, agent, operator};
@@ -91,6 +94,8 @@ fn member_rows() -> Vec<Row> {
         Row { then: Some("keys_unproven"), ..post(OFFER_PATH, |_| Some(unproven_offer()), member) },
         post(ACTIVATE_PATH, |_| Some(json!({ "control": "", "data": "", "alerts": "" })), member),
         post("/v1/queue", |_| Some(json!({ "wait_ms": 0 })), agents_or_desk),
+        // The desk of these tests is not the one that it is stored for; `secrets.rs` has the one that is.
+        post(OPEN_PATH, |_| Some(json!({ "name": "paper-broker" })), |_| false),
         post("/v1/revocations", |_| Some(json!({ "acknowledged": 0, "wait_ms": 0 })), guards),
     ]
 }
@@ -121,6 +126,12 @@ fn operator_rows() -> Vec<Row> {
             then: Some("bad_bundles"),
             ..post("/v1/bundles", |_| Some(json!({ "bundles": [] })), operator)
         },
+        post("/v1/secrets", |_| Some(put_secret()), operator),
+        get("/v1/secrets", operator),
+        get("/v1/keys/domains", operator),
+        post("/v1/keys/rewrap", |_| Some(json!({ "domain": "agents" })), operator),
+        post("/v1/secrets/remove", |_| Some(json!({ "name": "vendor" })), operator),
+        post("/v1/keys/destroy", |_| Some(json!({ "domain": "agents", "version": 1 })), operator),
         post("/v1/approvals", |approval| Some(json!(approval)), operator),
         post("/v1/proposals", |_| propose(&agent("agent-3")), operator),
         post("/v1/tickets", |_| aim(agent("agent-5").as_str()), operator),
@@ -137,6 +148,10 @@ fn unproven_offer() -> Value {
         "tls": key("1"), "signing": key("2"), "control": key("3"), "data": key("4"), "alerts": key("5"),
     });
     json!({ "keys": keys, "spki": "", "proof": "", "endorsement": null })
+}
+
+fn put_secret() -> Value {
+    json!({ "name": "vendor", "kind": "vendor", "holder": "sample", "value": "a vendor's key" })
 }
 
 fn aim(target: &str) -> Option<Value> {
@@ -200,6 +215,8 @@ fn missing(place: &Place, rows: &[Row]) -> Vec<String> {
 fn expected(row: &Row, class: PeerClass, standing: Standing) -> &'static str {
     match standing {
         Standing::Enrolled if (row.may)(class) => row.then.unwrap_or_default(),
+        // A guardrail, not the lack of a permit: no later permit changes it.
+        Standing::Enrolled if row.path == OPEN_PATH && class == PeerClass::Agents => "forbidden",
         Standing::Enrolled => "not_permitted",
         Standing::Unknown => "not_enrolled",
         Standing::OldEpoch | Standing::OtherKey if row.path == ACTIVATE_PATH => "no_such_offer",

@@ -18,6 +18,10 @@ pub enum Rule {
     OverLimit,
     /// A key was used that its owner had replaced.
     RetiredKey,
+    /// A stored secret was asked for again, for something that it had been opened for.
+    SecretReopened,
+    /// The root key of the store of keys is sealed with another passphrase than before.
+    KeyStoreResealed,
     /// An order was sent or filled that was never approved.
     OrderNotApproved,
     /// An order was sent twice.
@@ -41,6 +45,8 @@ impl Rule {
         Self::ForgedGrant,
         Self::OverLimit,
         Self::RetiredKey,
+        Self::SecretReopened,
+        Self::KeyStoreResealed,
         Self::OrderNotApproved,
         Self::OrderSentTwice,
         Self::OrderOverfilled,
@@ -58,6 +64,8 @@ impl Rule {
             Self::ForgedGrant => "forged_grant",
             Self::OverLimit => "over_limit",
             Self::RetiredKey => "retired_key",
+            Self::SecretReopened => "secret_reopened",
+            Self::KeyStoreResealed => "key_store_resealed",
             Self::OrderNotApproved => "order_not_approved",
             Self::OrderSentTwice => "order_sent_twice",
             Self::OrderOverfilled => "order_overfilled",

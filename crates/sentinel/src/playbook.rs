@@ -143,9 +143,10 @@ mod tests {
     const STOP_MODULE: &str = include_str!("../../../policies/playbooks/stop-module.toml");
 
     const STOLEN_KEY: &str = include_str!("../../../policies/playbooks/stolen-key.toml");
+    const SECRET_AT_RISK: &str = include_str!("../../../policies/playbooks/secret-at-risk.toml");
 
     fn playbooks() -> Playbooks {
-        let books = [QUARANTINE, STOP_MODULE, STOLEN_KEY];
+        let books = [QUARANTINE, STOP_MODULE, STOLEN_KEY, SECRET_AT_RISK];
         Playbooks::new(books.map(|text| Playbook::parse(text).unwrap())).unwrap()
     }
 
@@ -168,10 +169,11 @@ mod tests {
         }
         let quarantine = Playbook::parse(QUARANTINE).unwrap();
         let stolen = Playbook::parse(STOLEN_KEY).unwrap();
-        let missing = Playbooks::new([quarantine.clone(), stolen.clone()]);
+        let at_risk = Playbook::parse(SECRET_AT_RISK).unwrap();
+        let missing = Playbooks::new([quarantine.clone(), stolen.clone(), at_risk.clone()]);
         assert!(matches!(missing, Err(SentinelError::Answers { rule: Rule::ModuleViolation, count: 0 })));
         let stop = Playbook::parse(STOP_MODULE).unwrap();
-        let twice = Playbooks::new([quarantine.clone(), quarantine, stop, stolen]);
+        let twice = Playbooks::new([quarantine.clone(), quarantine, stop, stolen, at_risk]);
         assert!(matches!(twice, Err(SentinelError::Answers { count: 2, .. })));
     }
 

@@ -58,6 +58,8 @@ pub struct Sentinel {
     modules: BTreeSet<String>,
     /// SPIFFE ID of each agent's process.
     names: BTreeMap<String, String>,
+    /// What seals the root key of each store of keys.
+    seals: BTreeMap<String, String>,
     records: u64,
     incidents: u64,
 }
@@ -74,6 +76,7 @@ impl Sentinel {
             pools: BTreeMap::new(),
             modules: BTreeSet::new(),
             names: BTreeMap::new(),
+            seals: BTreeMap::new(),
             records: 0,
             incidents: 0,
         }
@@ -117,6 +120,14 @@ impl Sentinel {
                 self.reopen(incident, rule, subject);
                 Vec::new()
             }
+            Record::SecretReopened { secret, peer, reason, .. } if process == self.config.authority => {
+                let expected = "each stored secret opened once for the same".to_owned();
+                let seen = format!("{secret} asked for again, for {reason}");
+                self.open_incident(Rule::SecretReopened, peer, None, expected, seen).into_iter().collect()
+            }
+            Record::KeyStoreOpened { store, seal: Some(seal) } if process == self.config.authority => {
+                self.store_opened(store, seal).into_iter().collect()
+            }
             Record::Enabled { what, .. } if process == self.config.authority => {
                 self.close_all(what);
                 Vec::new()
@@ -141,6 +152,19 @@ impl Sentinel {
         };
         let subject = self.names.get(process).cloned().unwrap_or_else(|| process.to_owned());
         self.open_incident(rule, &subject, Some(task), expected, seen)
+    }
+
+    /// The first seal of a store is taken as it is; another one later means that somebody brought its root key back without
+    /// its passphrase, or changed the passphrase.
+    fn store_opened(&mut self, store: &str, seal: &str) -> Option<Finding> {
+        let known = self.seals.get(store).cloned();
+        if known.is_some() || self.seals.len() < self.config.subjects_max {
+            self.seals.insert(store.to_owned(), seal.to_owned());
+        }
+        let known = known.filter(|known| known != seal)?;
+        let short = |seal: &str| seal.get(..16).unwrap_or(seal).to_owned();
+        let (expected, seen) = (format!("sealed as {}", short(&known)), format!("sealed as {}", short(seal)));
+        self.open_incident(Rule::KeyStoreResealed, &format!("store {store}"), None, expected, seen)
     }
 
     fn refused(&mut self, now: Moment, peer: &str, reason: &str, task: Option<&str>) -> Option<Finding> {

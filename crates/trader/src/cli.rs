@@ -7,7 +7,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::keys_command::{EnrolArgs, KeysCommand, TicketCommand};
 use crate::output::{Failure, Outcome, say};
-use crate::{audit_log, data, explain, keys_command, processes, show, up};
+use crate::secret_command::SecretCommand;
+use crate::{audit_log, data, explain, keys_command, processes, secret_command, show, up};
 
 /// Trades stocks by itself, in processes that do not trust each other.
 #[derive(Parser)]
@@ -49,12 +50,15 @@ enum Command {
     /// Agents: list, enrol, revoke, reinstate
     #[command(subcommand)]
     Agent(AgentCommand),
-    /// Keys: status, rotate, taint
+    /// Keys: status, rotate, taint; of domains: domains, rewrap, destroy; of the stores: shares, recover
     #[command(subcommand)]
     Keys(KeysCommand),
     /// Tickets: create
     #[command(subcommand)]
     Ticket(TicketCommand),
+    /// Secrets that management keeps for the desk and agents: put, list, remove
+    #[command(subcommand)]
+    Secret(SecretCommand),
     /// Grants: list, revoke
     #[command(subcommand)]
     Grant(GrantCommand),
@@ -206,6 +210,7 @@ fn run(command: Command) -> Outcome {
         Command::Data(command) => data::run(&command),
         Command::Init(args) => keys_command::init(&args),
         Command::Keys(command) => current_thread()?.block_on(keys_command::keys(&command)),
+        Command::Secret(command) => current_thread()?.block_on(secret_command::secret(&command)),
         Command::Ticket(command) => current_thread()?.block_on(keys_command::ticket(&command)),
         Command::Agent(AgentCommand::Enrol(args)) => current_thread()?.block_on(keys_command::enrol(&args)),
         Command::Status(ask) => current_thread()?.block_on(show::status(&ask)),

@@ -43,13 +43,18 @@ const PORTS: std::ops::Range<u16> = 15_000..32_000;
 const PORT_TRIES: u32 = 1_000;
 
 /// Files that operators may edit, below `config/`.
-const CONFIG: [(&str, &str); 8] = [
+const CONFIG: [(&str, &str); 10] = [
     ("policies/schema.cedarschema", include_str!("../../../policies/schema.cedarschema")),
     ("policies/standing.cedar", include_str!("../../../policies/standing.cedar")),
     ("policies/grants.cedar", include_str!("../../../policies/grants.cedar")),
     ("policies/operators.cedar", include_str!("../../../policies/operators.cedar")),
+    ("policies/secrets.cedar", include_str!("../../../policies/secrets.cedar")),
     ("policies/sentinel.toml", include_str!("../../../policies/sentinel.toml")),
     ("policies/playbooks/quarantine.toml", include_str!("../../../policies/playbooks/quarantine.toml")),
+    (
+        "policies/playbooks/secret-at-risk.toml",
+        include_str!("../../../policies/playbooks/secret-at-risk.toml"),
+    ),
     ("policies/playbooks/stolen-key.toml", include_str!("../../../policies/playbooks/stolen-key.toml")),
     ("policies/playbooks/stop-module.toml", include_str!("../../../policies/playbooks/stop-module.toml")),
 ];

@@ -14,6 +14,7 @@ use wire::layout::{Layout, Topology, read_json};
 use crate::cli::{Ask, Dir};
 use crate::operator::Operator;
 use crate::output::{Failure, Outcome, json, line, say, table};
+use crate::secret_command::{self, DestroyArgs, RecoverArgs, RewrapArgs, SharesArgs};
 
 /// How long the command waits until what it asked for is done.
 const DONE_WITHIN: Duration = Duration::from_secs(90);
@@ -47,6 +48,16 @@ pub(crate) enum KeysCommand {
     Rotate(RotateArgs),
     /// Replace the authority of one class: a new one is made, every member gets keys from it, the old one is trusted no more
     Taint(TaintArgs),
+    /// A row for each version of each domain's key, with the secrets that are sealed under it
+    Domains(Ask),
+    /// Make a new version of a domain's key and wrap its secrets again under it; older versions open nothing more
+    Rewrap(RewrapArgs),
+    /// Destroy versions of a domain's key, and with them what is sealed under them
+    Destroy(DestroyArgs),
+    /// Split the root key of a store in files among people; needs its passphrase
+    Shares(SharesArgs),
+    /// Open a store in files with shares of its root key, and seal it with a new passphrase
+    Recover(RecoverArgs),
 }
 
 /// Whose keys.
@@ -139,6 +150,11 @@ pub(crate) async fn keys(command: &KeysCommand) -> Outcome {
         KeysCommand::Status(ask) => status(ask).await,
         KeysCommand::Rotate(args) => rotate(args).await,
         KeysCommand::Taint(args) => taint(args).await,
+        KeysCommand::Domains(ask) => secret_command::domains(ask).await,
+        KeysCommand::Rewrap(args) => secret_command::rewrap(args).await,
+        KeysCommand::Destroy(args) => secret_command::destroy(args).await,
+        KeysCommand::Shares(args) => secret_command::shares(args),
+        KeysCommand::Recover(args) => secret_command::recover(args),
     }
 }
 

@@ -13,6 +13,7 @@ mod keys_command;
 mod operator;
 mod output;
 mod processes;
+mod secret_command;
 mod show;
 mod summary;
 mod supervisor;

@@ -224,7 +224,7 @@ impl Progress {
 }
 
 /// Makes sure that no second `trader up` runs on the same state. The lock goes when the file is closed, however that comes.
-fn lock(root: &Path) -> Result<std::fs::File, Failure> {
+pub(crate) fn lock(root: &Path) -> Result<std::fs::File, Failure> {
     wire::files::create_private_dir(root).map_err(Failure::broken)?;
     let path = root.join(first_start::LOCK);
     let file = std::fs::File::options()

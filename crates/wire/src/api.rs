@@ -159,6 +159,26 @@ impl KeyProof {
     }
 }
 
+/// Asks that a stored secret be opened, sealed to the asker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRequest {
+    /// The secret's name.
+    pub name: String,
+}
+
+/// A secret, sealed to who asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretReply {
+    /// How often it was stored under its name.
+    pub version: u64,
+    /// Number of the sealed message, which is part of what it was sealed for.
+    pub sequence: u64,
+    /// Name, version and secret, sealed to the key of the channel `data`; see [`crate::secrets`].
+    pub sealed: String,
+}
+
 /// Verifies the asker's role: the standing permission *verify role*.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

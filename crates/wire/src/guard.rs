@@ -52,6 +52,8 @@ pub enum Needs {
     Standing(StandingAction),
     /// A standing permission of who comes with keys that are offered and not active yet, to prove them.
     Proof(StandingAction),
+    /// That the stored secret it names may be opened for the caller.
+    Secret,
     /// An operator's right.
     Operator(OperatorAction),
 }
@@ -63,6 +65,7 @@ impl Needs {
         match self {
             Needs::Grant(action) => action.as_str(),
             Needs::Standing(action) | Needs::Proof(action) => action.as_str(),
+            Needs::Secret => access::policy::OPEN_SECRET,
             Needs::Operator(action) => action.as_str(),
         }
     }
@@ -518,7 +521,7 @@ fn decision(ask: &Ask<'_>, verdict: &Verdict) -> Option<Record> {
             allowed,
             reason,
         },
-        Needs::Grant(_) | Needs::Standing(_) | Needs::Proof(_) => Record::Decision {
+        Needs::Grant(_) | Needs::Standing(_) | Needs::Proof(_) | Needs::Secret => Record::Decision {
             action: ask.needs.as_str().into(),
             route: ask.route.into(),
             peer: ask.peer.id.to_string(),

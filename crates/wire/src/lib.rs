@@ -16,6 +16,7 @@ pub mod own_keys;
 pub mod problem;
 pub mod renew;
 pub mod revocations;
+pub mod secrets;
 pub mod server;
 pub mod tls;
 

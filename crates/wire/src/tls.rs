@@ -76,6 +76,14 @@ pub enum WireError {
     /// Management could not be asked about new keys, or refused them.
     #[error("the keys were not taken: {0}")]
     Renewal(ClientError),
+    /// Management did not open a secret.
+    #[error("the secret {name} was not opened: {source}")]
+    Secret {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: ClientError,
+    },
 }
 
 /// What a process is and whom it trusts: its key, its certificate, the signed bundle, the root.

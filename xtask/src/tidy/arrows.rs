@@ -37,7 +37,7 @@ const TABLE: &[Entry] = &[
     entry("store", &["market"], "a database holds rows; who may see them is decided in front of it"),
     entry("keystore", &["keys"], "it holds keys and knows nothing of what they sign"),
     entry("sandbox", &["keys"], "a cell holds any program, so it knows none of ours"),
-    entry("brokers", &["market", "engine"], "a broker sees orders that others have approved"),
+    entry("brokers", &["market", "engine", "keys"], "a broker sees orders that others have approved, and the key of an account"),
     entry("feeds", &["market"], "a source brings data and decides nothing"),
     // Of the sandbox it takes the release manifest alone: which modules the release keys let run.
     entry("management", &["keys", "identity", "access", "audit", "sentinel", "wire", "keystore", "sandbox"],

@@ -5,10 +5,11 @@
 use super::*;
 
 const SCHEMA: &str = include_str!("../../../../policies/schema.cedarschema");
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 4] = [
     ("standing.cedar", include_str!("../../../../policies/standing.cedar")),
     ("grants.cedar", include_str!("../../../../policies/grants.cedar")),
     ("operators.cedar", include_str!("../../../../policies/operators.cedar")),
+    ("secrets.cedar", include_str!("../../../../policies/secrets.cedar")),
 ];
 const AGENT: &str = "spiffe://trader.test/agent/collector/1";
 const ANNA: &str = "spiffe://trader.test/operator/anna";
@@ -180,12 +181,55 @@ fn stopping_takes_one_person_and_enabling_takes_two() {
             | OperatorAction::CreateTicket
             | OperatorAction::RotateKeys
             | OperatorAction::ReplaceAuthority
+            | OperatorAction::PutSecret
+            | OperatorAction::RemoveSecret
+            | OperatorAction::RewrapKeys
+            | OperatorAction::DestroyKeys
             | OperatorAction::Propose => false,
         };
         assert_eq!(may(*action, None), !needs_two, "{action} alone");
         assert_eq!(may(*action, Some(ANNA)), !needs_two, "{action}, proposed by the same person");
         assert!(may(*action, Some(BEN)), "{action}, proposed by another");
     }
+}
+
+/// Everything that can be said for somebody who asks for a secret.
+fn secret(policies: &PolicySet, class: &str, kind: SecretKind, is_holder: bool, has_task: bool) -> bool {
+    let query = SecretQuery { asker: AGENT, class, secret: "some", kind, is_holder, has_task };
+    policies.secret(query).allowed
+}
+
+#[test]
+fn a_brokers_key_is_for_its_desk_alone_and_a_vendors_for_an_agents_task_alone() {
+    let policies = ours();
+    for class in ["agents", "desk", "market", "news", "research", "ledger", "operators", "management", ""] {
+        for (is_holder, has_task) in [(false, false), (true, false), (false, true), (true, true)] {
+            let broker = secret(&policies, class, SecretKind::Broker, is_holder, has_task);
+            assert_eq!(broker, class == "desk" && is_holder, "broker for {class}");
+            let vendor = secret(&policies, class, SecretKind::Vendor, is_holder, has_task);
+            assert_eq!(vendor, class == "agents" && has_task, "vendor for {class}");
+        }
+    }
+}
+
+#[test]
+fn the_guardrail_keeps_a_brokers_key_from_agents_whatever_else_is_permitted() {
+    let careless = r#"@id("careless") permit (principal, action == Action::"open_secret", resource);"#;
+    let policies = with(careless).unwrap();
+    assert!(!secret(&policies, "agents", SecretKind::Broker, true, true));
+    assert!(secret(&policies, "agents", SecretKind::Vendor, false, false), "what is careless is permitted");
+    // Without the guardrail the same mistake hands it out.
+    let mut files: Vec<(&str, String)> =
+        FILES.iter().map(|(name, text)| (*name, (*text).to_owned())).collect();
+    for (_, text) in &mut files {
+        if let Some((before, rest)) = text.split_once("@id(\"broker-keys-only-to-the-desk\")") {
+            *text = format!("{before}{}", rest.split_once(';').unwrap().1);
+        }
+    }
+    files.push(("more.cedar", careless.to_owned()));
+    let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
+    let unguarded = PolicySet::load(SCHEMA, &files).unwrap();
+    assert!(secret(&unguarded, "agents", SecretKind::Broker, true, true));
 }
 
 #[test]

@@ -53,14 +53,14 @@ impl World {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn broker(&self) -> PathBuf {
-        self.0.path().join("paper.jsonl")
+    fn broker(&self) -> Account {
+        Account { path: self.0.path().join("paper.jsonl"), key: AccountKey::new(b"account") }
     }
 
     fn try_open(&self, kill: &KillLatch) -> Result<Desk, DeskError> {
         let journal = Journal::open(self.0.path(), "desk-1")?;
         let entries = read_entries(self.0.path(), "desk-1")?;
-        Desk::open(&config(), journal, &entries, &self.broker(), kill)
+        Desk::open(&config(), journal, &entries, self.broker(), kill)
     }
 
     fn open(&self) -> Desk {
@@ -316,7 +316,7 @@ fn an_order_that_may_have_arrived_blocks_its_portfolio_until_it_is_looked_up() {
     let mut desk = world.opened();
     // Somebody else has the broker's file: whether an order arrives can't be told.
     desk.broker = None;
-    let other = PaperBroker::open(&world.broker(), config().broker).unwrap();
+    let other = world.broker().open(config().broker).unwrap();
     is(place(&mut desk, BUY), "unknown", "reconciling");
     is(place(&mut desk, BUY), "unknown", "reconciling");
     is(place(&mut desk, Wished { id: "b", quantity: 50, ..BUY }), "rejected", "reconciling");
@@ -481,7 +481,7 @@ fn play(crashes: &[u32]) -> (Outcome, usize) {
     }
     let (approved, sent) = desk.memory().counts();
     assert_eq!((approved, sent), (5, 5));
-    let (memory, broker) = (format!("{:?}", desk.memory()), std::fs::read(world.broker()).unwrap());
+    let (memory, broker) = (format!("{:?}", desk.memory()), std::fs::read(world.broker().path).unwrap());
     (Outcome { memory, records: world.records(), broker, answers }, crashed)
 }
 

@@ -25,19 +25,21 @@ use wire::tls::{Identity, WireError, server_config};
 
 use crate::world::World;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Management with its doors open.
-struct Open {
-    world: Arc<World>,
+pub(crate) struct Open {
+    pub(crate) world: Arc<World>,
     enrolment: SocketAddr,
-    members: Vec<SocketAddr>,
+    pub(crate) members: Vec<SocketAddr>,
+    own: Arc<Identity>,
+    stopped: watch::Receiver<bool>,
     _stop: watch::Sender<bool>,
 }
 
 impl Open {
     /// Listens for newcomers, and for agents at so many places.
-    async fn new(places: usize) -> Self {
+    pub(crate) async fn new(places: usize) -> Self {
         let world = Arc::new(World::new());
         let authorities = world.control.authorities();
         let id = SpiffeId::management(&authorities.trust_domain).unwrap();
@@ -64,10 +66,28 @@ impl Open {
             let tls = server_config(&own, PeerClass::Agents).unwrap();
             members.push(listen(tls, world.members.router.clone()).await);
         }
-        Self { world, enrolment, members, _stop: stop }
+        Self { world, enrolment, members, own, stopped, _stop: stop }
     }
 
-    fn id(&self, name: &str) -> SpiffeId {
+    /// Listens for another class as well.
+    pub(crate) async fn listen(&self, class: PeerClass) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let tls = server_config(&self.own, class).unwrap();
+        let router = self.world.members.router.clone();
+        let (options, stopped) = (ServerOptions::default(), self.stopped.clone());
+        tokio::spawn(serve(listener, tls, router, options, Connections::new(), stopped));
+        address
+    }
+
+    /// Enrols anybody, by ticket, and takes up the identity.
+    pub(crate) async fn member(&self, id: &SpiffeId, at: SocketAddr, directory: &Path) -> Membership {
+        let ticket = self.world.control.create_ticket(id).unwrap();
+        enrol(self.enrolment, at, &ticket.to_text(), id, directory).await.unwrap();
+        Membership::resume(directory, at).await.unwrap()
+    }
+
+    pub(crate) fn id(&self, name: &str) -> SpiffeId {
         SpiffeId::agent(&self.world.control.authorities().trust_domain, name).unwrap()
     }
 
@@ -97,7 +117,7 @@ async fn role(client: &Client) -> Result<serde_json::Value, ClientError> {
 }
 
 /// Every file below a directory, one after the other.
-fn bytes_below(directory: &Path) -> Vec<u8> {
+pub(crate) fn bytes_below(directory: &Path) -> Vec<u8> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap().flatten() {
         match entry.file_type().unwrap() {
@@ -108,7 +128,7 @@ fn bytes_below(directory: &Path) -> Vec<u8> {
     all
 }
 
-fn contains(all: &[u8], part: &str) -> bool {
+pub(crate) fn contains(all: &[u8], part: &str) -> bool {
     all.windows(part.len()).any(|window| window == part.as_bytes())
 }
 
