@@ -27,9 +27,11 @@ use crate::schedule::TaskState;
 
 mod secrets;
 
-use secrets::{DestroyKeys, OpenSecret, PutSecret, ReadDomainKeys, ReadSecrets, RemoveSecret, RewrapKeys};
+use secrets::{
+    DestroyKeys, OpenSecret, PutSecret, ReadDomainKeys, ReadSealTo, ReadSecrets, RemoveSecret, RewrapKeys,
+};
 
-pub use secrets::{DestroyBody, DomainAim, SecretAim, SecretBody};
+pub use secrets::{DestroyBody, DomainAim, SealTo, SecretAim, SecretBody};
 
 /// A guard's poll is held this long at most.
 const POLL_WAIT_MAX_MS: u64 = 1_000;
@@ -83,6 +85,7 @@ pub fn operator_routes(shared: Arc<Shared>, journal: Arc<Journal>) -> Routes<Sha
         .with::<RewrapKeys>()
         .with::<DestroyKeys>()
         .with::<ReadSecrets>()
+        .with::<ReadSealTo>()
         .with::<PutSecret>()
         .with::<RemoveSecret>()
         .with::<Propose>()

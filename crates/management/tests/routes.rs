@@ -126,12 +126,13 @@ fn operator_rows() -> Vec<Row> {
             then: Some("bad_bundles"),
             ..post("/v1/bundles", |_| Some(json!({ "bundles": [] })), operator)
         },
-        post("/v1/secrets", |_| Some(put_secret()), operator),
+        Row { then: Some("bad_secret"), ..post("/v1/secrets", |_| Some(put_secret()), operator) },
+        get("/v1/secrets/key", operator),
         get("/v1/secrets", operator),
         get("/v1/keys/domains", operator),
-        post("/v1/keys/rewrap", |_| Some(json!({ "domain": "agents" })), operator),
-        post("/v1/secrets/remove", |_| Some(json!({ "name": "vendor" })), operator),
-        post("/v1/keys/destroy", |_| Some(json!({ "domain": "agents", "version": 1 })), operator),
+        post("/v1/keys/rewrap", |_| Some(json!({ "domain": "desk" })), operator),
+        post("/v1/keys/destroy", |_| Some(json!({ "domain": "desk", "version": 1 })), operator),
+        post("/v1/secrets/remove", |_| Some(json!({ "name": "paper-broker" })), operator),
         post("/v1/approvals", |approval| Some(json!(approval)), operator),
         post("/v1/proposals", |_| propose(&agent("agent-3")), operator),
         post("/v1/tickets", |_| aim(agent("agent-5").as_str()), operator),
@@ -151,7 +152,7 @@ fn unproven_offer() -> Value {
 }
 
 fn put_secret() -> Value {
-    json!({ "name": "vendor", "kind": "vendor", "holder": "sample", "value": "a vendor's key" })
+    json!({ "name": "vendor", "kind": "vendor", "holder": "sample", "sequence": 1, "sealed": "nothing" })
 }
 
 fn aim(target: &str) -> Option<Value> {

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use access::secret::{SecretKind, SecretName};
 use clap::{Args, Subcommand};
+use keys::sealing::{Channel, Context, SealingPublicKey};
 use management::bootstrap;
 use management::control::{DomainKeyView, SecretView};
 use management::custody::{self, Custody, SHARES, SHARES_NEEDED};
-use management::routes::{DestroyBody, DomainAim, SecretAim, SecretBody};
+use management::routes::{DestroyBody, DomainAim, SealTo, SecretAim, SecretBody};
 use serde_json::{Value, json};
 use wire::files;
 use wire::layout::Layout;
@@ -78,7 +79,7 @@ pub(crate) struct DestroyArgs {
     pub(crate) domain: String,
     /// One version of its key
     #[arg(long, value_name = "N", required_unless_present = "everything", conflicts_with = "everything")]
-    pub(crate) version: Option<u32>,
+    pub(crate) key_version: Option<u32>,
     /// Every version of its key
     #[arg(long)]
     pub(crate) everything: bool,
@@ -151,7 +152,9 @@ async fn put(args: &PutArgs) -> Outcome {
     let name = name(&args.name)?;
     let operator = Operator::of(&args.ask)?;
     let value = read_secret(args.file.as_deref())?;
-    let body = SecretBody { name, kind, holder, value };
+    let to: SealTo = operator.get("/v1/secrets/key").await?;
+    let (sequence, sealed) = seal(&to, &name, &value)?;
+    let body = SecretBody { name, kind, holder, sequence, sealed };
     let answer: Value = operator.post("/v1/secrets", &body).await?;
     if args.ask.json {
         return print_json(&answer);
@@ -159,6 +162,19 @@ async fn put(args: &PutArgs) -> Outcome {
     let version = answer.get("version").and_then(Value::as_u64).unwrap_or_default();
     line(&format!("stored as {}, version {version}, for {}", body.name, body.holder));
     Ok(())
+}
+
+/// The secret, sealed to management: nobody on the way sees it, and no buffer of a connection holds it.
+fn seal(to: &SealTo, name: &SecretName, value: &str) -> Result<(u64, String), Failure> {
+    let mut entropy = Zeroizing::new([0; 40]);
+    getrandom::fill(&mut *entropy).map_err(Failure::broken)?;
+    let (sequence, seed) = entropy.split_at(8);
+    let sequence = u64::from_be_bytes(sequence.try_into().map_err(Failure::broken)?);
+    let seed: Zeroizing<[u8; 32]> = Zeroizing::new(seed.try_into().map_err(Failure::broken)?);
+    let key = SealingPublicKey::from_hex(&to.key).map_err(Failure::broken)?;
+    let context = Context { channel: Channel::Control, recipient: &to.recipient, epoch: to.epoch, sequence };
+    let message = wire::secrets::message(name.as_str(), 0, value.as_bytes());
+    Ok((sequence, key.seal(&seed, &context, &message).map_err(Failure::broken)?.to_text()))
 }
 
 /// The secret, without the end of its last line.
@@ -263,11 +279,11 @@ pub(crate) async fn rewrap(args: &RewrapArgs) -> Outcome {
 /// Destroys versions of a domain's key.
 pub(crate) async fn destroy(args: &DestroyArgs) -> Outcome {
     let operator = Operator::of(&args.ask)?;
-    let body = DestroyBody { domain: args.domain.clone(), version: args.version };
+    let body = DestroyBody { domain: args.domain.clone(), version: args.key_version };
     if !args.yes {
         let keys: Vec<DomainKeyView> = operator.get("/v1/keys/domains").await?;
         let hit = |key: &&DomainKeyView| {
-            key.domain == args.domain && args.version.is_none_or(|one| one == key.version)
+            key.domain == args.domain && args.key_version.is_none_or(|one| one == key.version)
         };
         let hit: Vec<&DomainKeyView> = keys.iter().filter(hit).collect();
         if hit.is_empty() {

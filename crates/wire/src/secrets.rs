@@ -43,6 +43,16 @@ pub fn heading(name: &str, version: u64) -> String {
     format!("{name}\n{version}\n")
 }
 
+/// What is sealed: the heading and the secret. In a buffer that never grows, for one that does leaves copies behind.
+#[must_use]
+pub fn message(name: &str, version: u64, value: &[u8]) -> Zeroizing<Vec<u8>> {
+    let heading = heading(name, version);
+    let mut message = Zeroizing::new(Vec::with_capacity(heading.len() + value.len()));
+    message.extend_from_slice(heading.as_bytes());
+    message.extend_from_slice(value);
+    message
+}
+
 /// Has a secret opened, once: the keys that are in use then never open it again. Whoever starts anew replaces its keys
 /// first, see [`Membership::renew`].
 ///

@@ -6,16 +6,18 @@
 //!
 //! INVARIANT: an opening is recorded and stored before the sealed secret leaves.
 
+use std::sync::Arc;
+
 use access::policy::{PolicyDecision, SecretQuery};
 use access::secret::{SecretKind, SecretName};
 use access::vocabulary::TaskKind;
 use audit::record::Record;
 use identity::PeerClass;
 use keys::envelope::DomainKey;
-use keys::sealing::{Channel, Context, SealingPublicKey};
+use keys::sealing::{Channel, Context, Sealed, SealingPublicKey};
 use wire::api::{SecretReply, SecretRequest};
 use wire::journal::unix_ms;
-use wire::tls::Peer;
+use wire::tls::{Identity, Peer};
 use zeroize::Zeroizing;
 
 use super::{Control, ControlError, random, refused};
@@ -106,6 +108,38 @@ impl Control {
             by: by.to_owned(),
         })?;
         Ok(())
+    }
+
+    /// Management's own identity, to whose key an operator seals a secret.
+    ///
+    /// # Errors
+    /// Where management has no listeners, it has no identity either.
+    pub fn own_identity(&self) -> Result<Arc<Identity>, ControlError> {
+        let credentials = self.home.credentials.as_ref();
+        let identity = credentials.map(wire::tls::Credentials::current);
+        identity.ok_or_else(|| ControlError::Unavailable("management has no identity here".to_owned()))
+    }
+
+    /// Opens what an operator sealed for storing.
+    ///
+    /// # Errors
+    /// When it was sealed for another moment, name or key.
+    pub fn unseal_for_storing(
+        &self,
+        name: &SecretName,
+        sequence: u64,
+        sealed: &str,
+    ) -> Result<Zeroizing<Vec<u8>>, ControlError> {
+        let unreadable =
+            || refused("bad_secret", "it is not sealed to management's key of the moment; try again");
+        let identity = self.own_identity()?;
+        let (recipient, epoch) = (identity.id().as_str(), identity.epoch());
+        let context = Context { channel: Channel::Control, recipient, epoch, sequence };
+        let sealed = Sealed::parse(sealed).map_err(|_| unreadable())?;
+        let message = identity.own_keys().open(&context, &sealed).map_err(|_| unreadable())?;
+        let heading = wire::secrets::heading(name.as_str(), 0);
+        let value = message.strip_prefix(heading.as_bytes()).ok_or_else(unreadable)?;
+        Ok(Zeroizing::new(value.to_vec()))
     }
 
     /// Stores a secret, in the place of any earlier one of that name.
@@ -461,9 +495,7 @@ fn seal(
     let key = SealingPublicKey::from_hex(key).map_err(malformed)?;
     let context =
         Context { channel: Channel::Data, recipient: peer.id.as_str(), epoch: peer.epoch, sequence };
-    let mut message = Zeroizing::new(Vec::with_capacity(name.len() + value.len() + 32));
-    message.extend_from_slice(wire::secrets::heading(name, version).as_bytes());
-    message.extend_from_slice(value);
+    let message = wire::secrets::message(name, version, value);
     let entropy = Zeroizing::new(random::<32>()?);
     Ok(key.seal(&entropy, &context, &message).map_err(malformed)?.to_text())
 }

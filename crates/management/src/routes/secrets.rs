@@ -12,7 +12,6 @@ use wire::api::SecretRequest;
 use wire::guard::{Needs, Operation, Pass, Touched, from_json, json as answer};
 use wire::problem::Problem;
 use wire::secrets::OPEN_PATH;
-use zeroize::Zeroizing;
 
 use super::{Shared, process_name};
 use crate::secrets::{Purpose, PurposeText};
@@ -39,8 +38,44 @@ impl Operation for OpenSecret {
     }
 }
 
+/// To whom a secret is sealed that is to be stored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SealTo {
+    /// Management's SPIFFE ID.
+    pub recipient: String,
+    /// Epoch of its identity.
+    pub epoch: u32,
+    /// Its key of the channel `control`, 64 hexadecimal digits.
+    pub key: String,
+}
+
+/// Tells to whom a secret is to be sealed, so that not even the buffers of a connection hold it.
+pub(super) struct ReadSealTo;
+
+impl Operation for ReadSealTo {
+    type State = Shared;
+    const METHOD: Method = Method::GET;
+    const PATH: &'static str = "/v1/secrets/key";
+    const NEEDS: Needs = Needs::Operator(OperatorAction::ReadStatus);
+
+    fn parse(_query: &str, _body: &[u8]) -> Result<Self, Problem> {
+        Ok(Self)
+    }
+
+    fn touched(&self, _state: &Shared) -> Touched {
+        Touched { target: Self::PATH.to_owned(), ..Touched::default() }
+    }
+
+    async fn run(self, state: Arc<Shared>, _pass: Pass) -> Result<Response, Problem> {
+        let identity = state.control.own_identity()?;
+        let (recipient, epoch) = (identity.id().to_string(), identity.epoch());
+        answer(&SealTo { recipient, epoch, key: identity.own_keys().public().control })
+    }
+}
+
 /// A secret to be stored.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SecretBody {
     /// Name.
@@ -49,8 +84,10 @@ pub struct SecretBody {
     pub kind: SecretKind,
     /// For whom: a desk by the name of its process or its SPIFFE ID, or the name of a source.
     pub holder: String,
-    /// The secret itself.
-    pub value: Zeroizing<String>,
+    /// Number of the sealed message, which is part of what it was sealed for; random.
+    pub sequence: u64,
+    /// The secret under its name and version 0, sealed as [`SealTo`] says; see [`wire::secrets::heading`].
+    pub sealed: String,
 }
 
 pub(super) struct PutSecret(SecretBody);
@@ -62,9 +99,7 @@ impl Operation for PutSecret {
     const NEEDS: Needs = Needs::Operator(OperatorAction::PutSecret);
 
     fn parse(_query: &str, body: &[u8]) -> Result<Self, Problem> {
-        // Not what the parser says, which may quote what it stumbled over.
-        let words = "give name, kind (broker or vendor), holder and value";
-        from_json(body).map(Self).map_err(|_| Problem::bad_request("bad_body", words))
+        from_json(body).map(Self)
     }
 
     fn touched(&self, _state: &Shared) -> Touched {
@@ -73,8 +108,9 @@ impl Operation for PutSecret {
     }
 
     async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
-        let SecretBody { name, kind, holder, value } = self.0;
+        let SecretBody { name, kind, holder, sequence, sealed } = self.0;
         let control = &state.control;
+        let value = control.unseal_for_storing(&name, sequence, &sealed)?;
         let known = || {
             let state = control.state();
             let desk = state.registry.members().find(|member| process_name(&member.id) == holder);
@@ -86,7 +122,7 @@ impl Operation for PutSecret {
         };
         let purpose = Purpose::try_from(PurposeText { kind, holder })
             .map_err(|why| Problem::bad_request("bad_holder", &why.to_string()))?;
-        let version = control.put_secret(&name, &purpose, value.as_bytes(), pass.peer.id.as_str())?;
+        let version = control.put_secret(&name, &purpose, &value, pass.peer.id.as_str())?;
         answer(&json!({ "name": name, "version": version }))
     }
 }

@@ -170,6 +170,9 @@ impl World {
         let database = Database::open(&layout.process(NAME).join("management.db")).unwrap();
         let state = State::restore(&database, plan, layout.kill_latch().exists(), 0).unwrap();
         let authorities = bootstrap::authorities(&layout).unwrap();
+        let id = SpiffeId::management(&authorities.trust_domain).unwrap();
+        let own = bootstrap::issue_here(&authorities, &id, &layout.identity(NAME)).unwrap();
+        let credentials = wire::tls::Credentials::new(Arc::new(own));
         let (origin, store) = (log_origin(&authorities.trust_domain), authorities.store.clone());
         let control = Arc::new(Control::new(
             state,
@@ -178,7 +181,7 @@ impl World {
             journal.clone(),
             database,
             Connections::new(),
-            Home { layout: layout.clone(), credentials: None },
+            Home { layout: layout.clone(), credentials: Some(credentials) },
         ));
         let own = journal.clone();
         let files = LogFiles::open(&layout.log()).unwrap();

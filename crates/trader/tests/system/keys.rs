@@ -12,7 +12,7 @@ use wire::http::Method;
 use crate::{SHORT, outcome, short_run, trader};
 
 /// What an undisturbed run of the same seed brings.
-fn undisturbed() -> (Vec<String>, String) {
+pub(crate) fn undisturbed() -> (Vec<String>, String) {
     let mut system = short_run();
     let (_, summary) = system.finish();
     outcome(&system, &summary)
@@ -93,7 +93,7 @@ fn token(home: &Path) -> (PathBuf, PathBuf) {
     (tokens, config)
 }
 
-fn private_file(path: &Path, text: &str) {
+pub(crate) fn private_file(path: &Path, text: &str) {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let mut file =

@@ -10,6 +10,7 @@ mod crashes;
 mod keys;
 mod modules;
 mod runs;
+mod secrets;
 
 use std::path::Path;
 
