@@ -85,7 +85,7 @@ fn a_secret_is_seen_by_nobody_but_whom_it_is_for_and_a_thief_is_found_out() {
     assert!(ended_well, "{summary}\n{}", system.outputs());
     assert_eq!((&summary["incidents"], &summary["audit"]["verified"]), (&json!(1), &json!(true)));
     assert_eq!(outcome(&system, &summary), expected);
-    assert_eq!(files_with(&system.dir(), CANARY), [PathBuf::new(); 0]);
+    assert_eq!(files_with(&system.dir(), CANARY), Vec::<PathBuf>::new());
     assert!(!files_with(&system.dir(), "secret_stored").is_empty(), "the scan reads what is there");
 }
 
