@@ -6,6 +6,7 @@
 
 mod anomalies;
 mod attacks;
+mod canaries;
 mod crashes;
 mod keys;
 mod modules;
