@@ -8,6 +8,7 @@ mod anomalies;
 mod attacks;
 mod canaries;
 mod crashes;
+mod drill;
 mod keys;
 mod modules;
 mod runs;
