@@ -10,6 +10,7 @@ mod data;
 mod explain;
 mod first_start;
 mod keys_command;
+mod metrics;
 mod operator;
 mod output;
 mod processes;

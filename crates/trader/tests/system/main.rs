@@ -10,6 +10,7 @@ mod canaries;
 mod crashes;
 mod drill;
 mod keys;
+mod metrics;
 mod modules;
 mod runs;
 
