@@ -89,8 +89,8 @@ pub async fn run(
     journal.record(&Record::Started { program })?;
     let membership =
         Arc::new(Membership::resume(&layout.identity(name), management_address(&topology)?).await?);
-    let identity = membership.credentials().current();
-    let bundle = identity.bundle();
+    // Not the identity, which holds the keys: these are to go when others follow them.
+    let bundle = membership.credentials().current().bundle().clone();
     let keys: Vec<VerifyingKey> = bundle
         .release_keys
         .iter()

@@ -227,13 +227,12 @@ pub async fn run(
     let config = DeskConfig::read(&layout.config()).map_err(config_error)?;
     let address = backend(&topology)?;
     let ways = ways(&topology, &layout, name).await?;
-    let identity = ways.membership.credentials().current();
     let journal = ways.journal.clone();
 
     let kill = Arc::new(KillSwitch::new(layout.kill_latch()));
     let door = Arc::new(GrantDoor::new(Guard::new(GuardConfig {
         audience: Audience::Desk,
-        issuer_keys: issuer_keys(&identity)?,
+        issuer_keys: issuer_keys(&ways.membership.credentials().current())?,
     })));
     journal.record(&Record::Started { program }).map_err(DeskError::from)?;
     let entries = read_entries(&layout.journal(name), name).map_err(DeskError::from)?;

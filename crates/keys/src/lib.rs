@@ -99,14 +99,32 @@ impl fmt::Debug for Digest {
     }
 }
 
+/// Stack that work with secrets may use, in bytes; measured below a quarter of it.
+const SCRATCH_BYTES: usize = 64 * 1024;
+
+/// Does some work with secrets, and erases the stack that it used: keys that were moved or expanded on the way leave copies
+/// there, which nobody else overwrites for a long time. What comes back must hold its secrets behind a pointer.
+pub fn leaving_nothing<T>(work: impl FnOnce() -> T) -> T {
+    // A frame of its own, so that it lies in what is erased.
+    #[inline(never)]
+    fn apart<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
+    let done = apart(work);
+    zeroize::zeroize_stack::<SCRATCH_BYTES>();
+    done
+}
+
 /// The private half of an Ed25519 key pair. Erased from memory when dropped.
-pub struct SigningKey(ed25519_dalek::SigningKey);
+///
+/// Behind a pointer, so that a key that moves leaves no copy of itself behind.
+pub struct SigningKey(Box<ed25519_dalek::SigningKey>);
 
 impl SigningKey {
     /// Makes the key that belongs to a seed of 32 random bytes.
     #[must_use]
     pub fn from_seed(seed: &[u8; 32]) -> Self {
-        Self(ed25519_dalek::SigningKey::from_bytes(seed))
+        leaving_nothing(|| Self(Box::new(ed25519_dalek::SigningKey::from_bytes(seed))))
     }
 
     /// Reads a key from the text that [`SigningKey::to_secret_text`] wrote.
@@ -114,8 +132,10 @@ impl SigningKey {
     /// # Errors
     /// [`KeyError::Hex`] when the text is anything else.
     pub fn from_secret_text(text: &str) -> Result<Self, KeyError> {
-        let seed: Zeroizing<[u8; 32]> = Zeroizing::new(from_hex(text.trim())?);
-        Ok(Self::from_seed(&seed))
+        leaving_nothing(|| {
+            let seed: Zeroizing<[u8; 32]> = Zeroizing::new(from_hex(text.trim())?);
+            Ok(Self::from_seed(&seed))
+        })
     }
 
     /// The seed as text, for a file that only its owner may read.
@@ -127,7 +147,7 @@ impl SigningKey {
     /// Signs a message (RFC 8032, section 5.1.6).
     #[must_use]
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
-        self.0.sign(message).to_bytes()
+        leaving_nothing(|| self.0.sign(message).to_bytes())
     }
 
     /// The public half.

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::aead::{self, NONCE, TAG, join};
+use crate::leaving_nothing;
 
 /// Memory that is accepted. KiB.
 pub const MEMORY_KIB: RangeInclusive<u32> = 19 * 1024..=1024 * 1024;
@@ -142,9 +143,10 @@ impl SealedFile {
         if passphrase.len() < PASSPHRASE_MIN {
             return Err(SealedFileError::Passphrase);
         }
-        let key = stretch(passphrase, cost, salt)?;
-        let sealed =
-            aead::encrypt(&key, nonce, &aad(cost, salt), secret).map_err(|_| SealedFileError::Refused)?;
+        let sealed = leaving_nothing(|| {
+            let key = stretch(passphrase, cost, salt)?;
+            aead::encrypt(&key, nonce, &aad(cost, salt), secret).map_err(|_| SealedFileError::Refused)
+        })?;
         Ok(Self { cost, salt: *salt, sealed })
     }
 
@@ -173,8 +175,7 @@ impl SealedFile {
     /// [`SealedFileError::Refused`] for a wrong passphrase or a changed document,
     /// [`SealedFileError::Passphrase`] for one that is longer than any, [`SealedFileError::Memory`].
     pub fn open(&self, passphrase: &str) -> Result<Zeroizing<[u8; 32]>, SealedFileError> {
-        let key = stretch(passphrase, self.cost, &self.salt)?;
-        self.open_with(&key)
+        leaving_nothing(|| self.open_with(&*stretch(passphrase, self.cost, &self.salt)?))
     }
 
     fn open_with(&self, key: &[u8; 32]) -> Result<Zeroizing<[u8; 32]>, SealedFileError> {

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::aead::{TAG, derive, join};
-use crate::{Digest, from_hex, to_hex};
+use crate::{Digest, from_hex, leaving_nothing, to_hex};
 
 /// Longest plaintext that is sealed. Bytes.
 pub const PLAINTEXT_MAX: usize = 48_000;
@@ -166,7 +166,7 @@ impl SealingKey {
     /// Makes the key that belongs to a seed of 32 random bytes (RFC 9180, `DeriveKeyPair`).
     #[must_use]
     pub fn from_seed(seed: &[u8; 32]) -> Self {
-        Self(Box::new(X25519HkdfSha256::derive_keypair(seed).0))
+        leaving_nothing(|| Self(Box::new(X25519HkdfSha256::derive_keypair(seed).0)))
     }
 
     /// Reads a key from the text that [`SealingKey::to_secret_text`] wrote.
@@ -174,23 +174,28 @@ impl SealingKey {
     /// # Errors
     /// [`SealError::SecretText`] when the text is anything else.
     pub fn from_secret_text(text: &str) -> Result<Self, SealError> {
-        let scalar: Zeroizing<[u8; 32]> =
-            Zeroizing::new(from_hex(text.trim()).map_err(|_| SealError::SecretText)?);
-        PrivateKey::from_bytes(scalar.as_slice()).map(Box::new).map(Self).map_err(|_| SealError::SecretText)
+        leaving_nothing(|| {
+            let scalar: Zeroizing<[u8; 32]> =
+                Zeroizing::new(from_hex(text.trim()).map_err(|_| SealError::SecretText)?);
+            let key = PrivateKey::from_bytes(scalar.as_slice()).map_err(|_| SealError::SecretText)?;
+            Ok(Self(Box::new(key)))
+        })
     }
 
     /// The private key (not the seed) as text, for a file that only its owner may read.
     #[must_use]
     pub fn to_secret_text(&self) -> Zeroizing<String> {
-        let mut scalar = Zeroizing::new([0; 32]);
-        self.0.write_exact(scalar.as_mut_slice());
-        Zeroizing::new(to_hex(scalar.as_slice()))
+        leaving_nothing(|| {
+            let mut scalar = Zeroizing::new([0; 32]);
+            self.0.write_exact(scalar.as_mut_slice());
+            Zeroizing::new(to_hex(scalar.as_slice()))
+        })
     }
 
     /// The public half.
     #[must_use]
     pub fn public_key(&self) -> SealingPublicKey {
-        SealingPublicKey(X25519HkdfSha256::sk_to_pk(&self.0).to_bytes().into())
+        leaving_nothing(|| SealingPublicKey(X25519HkdfSha256::sk_to_pk(&self.0).to_bytes().into()))
     }
 
     /// Opens what was sealed to this key in this context.
@@ -199,7 +204,8 @@ impl SealingKey {
     /// [`SealError::Recipient`] for a context that cannot be, [`SealError::Refused`] for anything that was
     /// not sealed to this key in this very context.
     pub fn open(&self, context: &Context<'_>, sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>, SealError> {
-        self.open_raw(&context.info()?, b"", sealed)
+        let info = context.info()?;
+        leaving_nothing(|| self.open_raw(&info, b"", sealed))
     }
 
     fn open_raw(&self, info: &[u8], aad: &[u8], sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>, SealError> {

@@ -105,6 +105,10 @@ impl KeyStore {
     /// the secret is too short; [`KeyStoreError::WrongPin`], [`KeyStoreError::Unavailable`] and
     /// [`KeyStoreError::Unfit`] from the token; [`KeyStoreError::File`].
     pub fn create(directory: &Path, config: &Config, secret: &Secret) -> Result<Self, KeyStoreError> {
+        keys::leaving_nothing(|| Self::make(directory, config, secret))
+    }
+
+    fn make(directory: &Path, config: &Config, secret: &Secret) -> Result<Self, KeyStoreError> {
         files::create_private_dir(directory)?;
         if Document::exists(directory) {
             return Err(KeyStoreError::StoreExists { directory: directory.to_owned() });
@@ -154,8 +158,8 @@ impl KeyStore {
         let document = Document::read(directory)?;
         let place = match document.place() {
             Place::File {} => {
-                let store = FileStore::open(directory, document.id(), secret.passphrase()?)?;
-                Opened::File(Arc::new(store))
+                let opened = || FileStore::open(directory, document.id(), secret.passphrase()?);
+                Opened::File(Arc::new(keys::leaving_nothing(opened)?))
             }
             Place::Pkcs11 { module, token_label, token_serial } => {
                 let store =
@@ -179,7 +183,7 @@ impl KeyStore {
     pub fn signer(&self, label: &str) -> Result<Arc<dyn Signer>, KeyStoreError> {
         label::check(label)?;
         match &self.place {
-            Opened::File(store) => store.signer(label),
+            Opened::File(store) => keys::leaving_nothing(|| store.signer(label)),
             Opened::Token(store) => store.signer(label),
         }
     }
@@ -194,7 +198,7 @@ impl KeyStore {
     pub fn create_signer(&self, label: &str) -> Result<Arc<dyn Signer>, KeyStoreError> {
         label::check(label)?;
         match &self.place {
-            Opened::File(store) => store.create_signer(label),
+            Opened::File(store) => keys::leaving_nothing(|| store.create_signer(label)),
             Opened::Token(store) => store.create_signer(label),
         }
     }

@@ -80,17 +80,24 @@ pub enum BootstrapError {
 }
 
 fn read_key(path: &Path) -> Result<SigningKey, BootstrapError> {
-    let bytes = files::read_private(path)?;
+    let bytes = zeroize::Zeroizing::new(files::read_private(path)?);
     let text = zeroize::Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned());
     SigningKey::from_secret_text(&text)
         .map_err(|source| BootstrapError::Key { path: path.display().to_string(), source })
+}
+
+/// 32 random bytes that are to be secret: never anywhere but in the place that erases itself.
+fn secret_bytes() -> Result<zeroize::Zeroizing<[u8; 32]>, BootstrapError> {
+    let mut bytes = zeroize::Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *bytes).map_err(|error| ControlError::Random(error.to_string()))?;
+    Ok(bytes)
 }
 
 fn make_key(path: &Path) -> Result<SigningKey, BootstrapError> {
     if let Some(parent) = path.parent() {
         files::create_private_dir(parent)?;
     }
-    let key = SigningKey::from_seed(&random::<32>()?);
+    let key = SigningKey::from_seed(&*secret_bytes()?);
     files::write_private_atomic(path, key.to_secret_text().as_bytes())?;
     Ok(key)
 }
@@ -133,7 +140,7 @@ pub(crate) fn keys_config(layout: &Layout) -> PathBuf {
 
 /// A passphrase of 256 random bits, in a file of the state directory that only its owner can read.
 fn make_passphrase(layout: &Layout, file: &str) -> Result<PathBuf, BootstrapError> {
-    let text = zeroize::Zeroizing::new(keys::to_hex(&random::<32>()?));
+    let text = zeroize::Zeroizing::new(keys::to_hex(&*secret_bytes()?));
     files::write_private_atomic(&layout.root().join(file), text.as_bytes())?;
     Ok(PathBuf::from(file))
 }
@@ -296,7 +303,7 @@ pub(crate) fn write_bundle(layout: &Layout, signed: &SignedBundle) -> Result<(),
 /// The log's key is not in the device: what happens while the device is gone must still be recorded. It lies in a file,
 /// wrapped under the store's root key.
 fn make_log_key(layout: &Layout, store: &KeyStore) -> Result<SigningKey, BootstrapError> {
-    let seed = zeroize::Zeroizing::new(random::<32>()?);
+    let seed = secret_bytes()?;
     let wrapped = store.root().wrap(LOG_KEY_AAD, &*seed, &random::<12>()?)?;
     files::write_private_atomic(&log_key_path(layout), keys::to_hex(&wrapped).as_bytes())?;
     Ok(SigningKey::from_seed(&seed))
@@ -408,10 +415,11 @@ pub fn log_key(layout: &Layout, store: &KeyStore) -> Result<SigningKey, Bootstra
         .map(|at| text.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok()))
         .collect::<Option<_>>()
         .ok_or_else(unreadable)?;
-    let seed = store.root().unwrap(LOG_KEY_AAD, &wrapped)?;
-    let seed: zeroize::Zeroizing<[u8; 32]> =
-        zeroize::Zeroizing::new(seed.as_slice().try_into().map_err(|_| unreadable())?);
-    Ok(SigningKey::from_seed(&seed))
+    keys::leaving_nothing(|| {
+        let seed = store.root().unwrap(LOG_KEY_AAD, &wrapped)?;
+        let seed: &[u8; 32] = seed.as_slice().try_into().map_err(|_| unreadable())?;
+        Ok(SigningKey::from_seed(seed))
+    })
 }
 
 /// Issues a fresh identity by the authority's own hand, for who cannot enrol: management itself, and the operators of this

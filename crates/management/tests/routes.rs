@@ -13,6 +13,8 @@
 
 #[path = "routes/crashes.rs"]
 mod crashes;
+#[path = "routes/isolation.rs"]
+mod isolation;
 #[path = "routes/rotation.rs"]
 mod rotation;
 #[path = "routes/secrets.rs"]

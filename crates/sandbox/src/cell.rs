@@ -167,12 +167,14 @@ pub(crate) fn start(
     limits: &CellLimits,
     seccomp: Seccomp,
 ) -> Result<Cell, CellError> {
+    let image = image.to_hand_on().map_err(CellError::Watch)?;
     let mut command = Command::new(launcher);
     command
         .arg(match seccomp {
             Seccomp::On => "cell",
             Seccomp::Off => "cell-without-seccomp",
         })
+        .args(["--agent", &std::process::id().to_string()])
         .args(["--image", &image.path()])
         .args(["--digest", &image.digest().to_string()])
         .args(["--memory-bytes", &limits.memory_bytes.to_string()])
@@ -184,7 +186,6 @@ pub(crate) fn start(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
 
-    let image = image.share().map_err(CellError::Watch)?;
     let process = Process::default();
     let (started, runs) = sync_channel(1);
     let (ended, report) = channel();

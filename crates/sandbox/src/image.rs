@@ -12,13 +12,16 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 
 use keys::Digest;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::CellError;
 
 /// The largest module image, in bytes.
 pub const IMAGE_BYTES_MAX: usize = 64 << 20;
+
+/// Where a process finds its own open files.
+pub(crate) const OWN_FILES: &str = "/proc/self/fd/";
 
 /// A program in sealed memory, with its digest.
 #[derive(Debug)]
@@ -50,14 +53,17 @@ impl Image {
         self.digest
     }
 
-    /// Where another process of the same user finds the sealed memory, as long as this image lives.
+    /// Where a child finds the sealed memory, if it was handed this image; see [`Image::to_hand_on`].
     pub(crate) fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
+        format!("{OWN_FILES}{}", self.file.as_raw_fd())
     }
 
-    /// Another handle to the same sealed memory.
-    pub(crate) fn share(&self) -> io::Result<Self> {
-        Ok(Self { file: self.file.try_clone()?, digest: self.digest })
+    /// Another handle to the same sealed memory, which children inherit: a process that holds keys lets nobody look into
+    /// its own files from outside, its children included.
+    pub(crate) fn to_hand_on(&self) -> io::Result<Self> {
+        let file = self.file.try_clone()?;
+        fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        Ok(Self { file, digest: self.digest })
     }
 
     /// Whether the program that a process runs is this very memory.

@@ -41,7 +41,7 @@ pub(crate) enum Seccomp {
 
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    #[error("the arguments are not --image PATH --digest HEX --memory-bytes N --cpu-seconds N")]
+    #[error("the arguments are not --agent PID --image PATH --digest HEX --memory-bytes N --cpu-seconds N")]
     Arguments,
     #[error("the image could not be read: {0}")]
     Unreadable(io::Error),
@@ -73,6 +73,7 @@ pub(crate) fn run(args: impl IntoIterator<Item = String>, seccomp: Seccomp) -> E
 }
 
 struct Order {
+    agent: i32,
     image: String,
     digest: Digest,
     memory_bytes: u64,
@@ -84,14 +85,14 @@ fn become_module(
     seccomp: Seccomp,
 ) -> Result<std::convert::Infallible, Refused> {
     let order = parse(args).ok_or(Refused::Arguments)?;
-    let image = open(&order)?;
+    let program = open(&order)?;
     let agent = unistd::getppid();
-    if !order.image.starts_with(&format!("/proc/{agent}/fd/")) {
+    if order.agent != agent.as_raw() || !order.image.starts_with(image::OWN_FILES) {
         return Err(Refused::Orphan);
     }
     let wall = filter::program(unistd::getpid().as_raw()).map_err(Refused::Seccomp)?;
 
-    close_others(&image);
+    close_others(&program);
     let mut walls = vec!["seccomp"];
     walls.extend(separate());
     walls.extend(become_nobody()?);
@@ -114,16 +115,18 @@ fn become_module(
         }
         Seccomp::Off => {}
     }
-    unistd::fexecve::<_, _, &std::ffi::CStr>(&image, &[c"module"], &[])
+    unistd::fexecve::<_, _, &std::ffi::CStr>(&program, &[c"module"], &[])
         .map_err(|errno| Refused::Step("execution", errno))
 }
 
 fn parse(args: impl IntoIterator<Item = String>) -> Option<Order> {
-    let (mut image, mut digest, mut memory_bytes, mut cpu_seconds) = (None, None, None, None);
+    let (mut agent, mut image, mut digest) = (None, None, None);
+    let (mut memory_bytes, mut cpu_seconds) = (None, None);
     let mut args = args.into_iter();
     while let Some(name) = args.next() {
         let value = args.next()?;
         match name.as_str() {
+            "--agent" if agent.is_none() => agent = Some(value.parse().ok()?),
             "--image" if image.is_none() => image = Some(value),
             "--digest" if digest.is_none() => digest = Some(Digest::from_hex(&value).ok()?),
             "--memory-bytes" if memory_bytes.is_none() => memory_bytes = Some(value.parse().ok()?),
@@ -131,7 +134,13 @@ fn parse(args: impl IntoIterator<Item = String>) -> Option<Order> {
             _ => return None,
         }
     }
-    Some(Order { image: image?, digest: digest?, memory_bytes: memory_bytes?, cpu_seconds: cpu_seconds? })
+    Some(Order {
+        agent: agent?,
+        image: image?,
+        digest: digest?,
+        memory_bytes: memory_bytes?,
+        cpu_seconds: cpu_seconds?,
+    })
 }
 
 fn open(order: &Order) -> Result<File, Refused> {
@@ -240,12 +249,13 @@ mod tests {
     #[test]
     fn only_complete_and_unrepeated_arguments_are_understood() {
         let digest = Digest::of(b"x");
-        let good = format!("--image /proc/1/fd/3 --digest {digest} --memory-bytes 1 --cpu-seconds 2");
+        let good =
+            format!("--agent 1 --image /proc/self/fd/3 --digest {digest} --memory-bytes 1 --cpu-seconds 2");
         assert!(parse(words(&good)).is_some());
         assert!(parse(words(&format!("{good} --image /etc/passwd"))).is_none());
         assert!(parse(words(&format!("{good} --keep-root yes"))).is_none());
         assert!(parse(words(&format!("{good} --image"))).is_none());
-        assert!(parse(words("--image /proc/1/fd/3")).is_none());
+        assert!(parse(words("--image /proc/self/fd/3")).is_none());
         assert!(parse(words(&good.replace(&digest.to_string(), "00"))).is_none());
     }
 }

@@ -14,6 +14,7 @@ use identity::PeerClass;
 use market::{Panel, Symbol};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use serde_json::{Value, json};
@@ -245,6 +246,8 @@ pub enum Shown<'a> {
     Nothing,
     /// A certificate that its bearer signed, in the name of this SPIFFE ID.
     SelfSigned(&'a str),
+    /// Somebody's certificate, DER, with another one's private key, PKCS #8.
+    Borrowed(&'a [u8], &'a [u8]),
 }
 
 /// Connects, completes a handshake as far as it goes, and sends a request. What came back, or what ended it.
@@ -269,6 +272,14 @@ pub fn knock(address: SocketAddr, shown: Shown<'_>) -> Result<String, String> {
             let certificate = params.self_signed(&key).unwrap();
             let key = PrivatePkcs8KeyDer::from(key.serialize_der());
             builder.with_client_auth_cert(vec![certificate.der().clone()], key.into()).unwrap()
+        }
+        Shown::Borrowed(certificate, pkcs8) => {
+            let chain = vec![CertificateDer::from(certificate.to_vec())];
+            let key = PrivatePkcs8KeyDer::from(pkcs8.to_vec()).into();
+            let key = aws_lc_rs::sign::any_supported_type(&key).unwrap();
+            // The library would notice if it were asked to compare the two.
+            let shown = SingleCertAndKey::from(CertifiedKey::new(chain, key));
+            builder.with_client_cert_resolver(Arc::new(shown))
         }
     };
     let stream = TcpStream::connect(address).unwrap();

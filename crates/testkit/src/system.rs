@@ -3,6 +3,7 @@
 //! Nothing is faked: the processes are separate, the connections are TLS, the files are files. A system that is dropped is
 //! stopped.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -83,6 +84,21 @@ impl System {
             .stderr(Stdio::piped())
             .spawn();
         self.up = Some(child.unwrap_or_else(|error| panic!("trader does not start: {error}")));
+    }
+
+    /// The address of the console, with its token, as `trader up` says it on standard error; what it says later is not kept.
+    ///
+    /// # Panics
+    /// When it does not say it.
+    pub fn console(&mut self) -> String {
+        let said = self.up.as_mut().unwrap().stderr.take().unwrap();
+        let mut lines = BufReader::new(said).lines();
+        let url = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("console").map(|url| url.trim().to_owned()));
+        std::thread::spawn(move || lines.for_each(drop));
+        url.unwrap_or_else(|| panic!("no console\n{}", self.outputs()))
     }
 
     /// The state directory.

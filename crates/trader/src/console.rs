@@ -1,4 +1,5 @@
-//! The console: one page in the browser that shows live how the system stands.
+//! The console: one page in the browser that shows live how the system stands, and the same in numbers for other monitoring
+//! systems, at `/metrics`.
 //!
 //! It is served by the supervisor to this machine only, reads and changes nothing, and asks management in the name of the
 //! owner. Whoever opens it must know the token in the address that `trader up` printed; without it there is not even a page.
@@ -16,12 +17,14 @@ use hyper::header::{
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use management::routes::AgentView;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use wire::layout::Layout;
 
+use crate::metrics;
 use crate::operator::Operator;
 use crate::output::Failure;
 
@@ -134,6 +137,9 @@ async fn answer(
     if path == "/" {
         return Ok(plain(StatusCode::OK, "text/html; charset=utf-8", PAGE));
     }
+    if path == "/metrics" {
+        return Ok(metrics(&shared.operator).await);
+    }
     let Some((_, upstream)) = VIEWS.iter().find(|(view, _)| *view == path) else {
         return Ok(plain(StatusCode::NOT_FOUND, "text/plain", "there is nothing here"));
     };
@@ -141,6 +147,20 @@ async fn answer(
         Ok(value) => plain(StatusCode::OK, "application/json", &value.to_string()),
         Err(failure) => plain(StatusCode::SERVICE_UNAVAILABLE, "text/plain", failure.words()),
     })
+}
+
+/// What is counted, as text; nothing of it when a part cannot be had.
+async fn metrics(operator: &Operator) -> Response<Full<Bytes>> {
+    let asked = async {
+        let summary = operator.get("/v1/summary").await?;
+        let keys = operator.get("/v1/keys").await?;
+        let agents: Vec<AgentView> = operator.get("/v1/agents").await?;
+        Ok::<_, Failure>(metrics::text(&summary, &keys, &agents))
+    };
+    match asked.await {
+        Ok(text) => plain(StatusCode::OK, metrics::KIND, &text),
+        Err(failure) => plain(StatusCode::SERVICE_UNAVAILABLE, "text/plain", failure.words()),
+    }
 }
 
 fn plain(status: StatusCode, kind: &str, body: &str) -> Response<Full<Bytes>> {

@@ -10,6 +10,7 @@ mod data;
 mod explain;
 mod first_start;
 mod keys_command;
+mod metrics;
 mod operator;
 mod output;
 mod processes;
@@ -21,6 +22,14 @@ mod up;
 
 use std::process::ExitCode;
 
+/// Has the kernel write no core image of this process, and lets no process without its privileges look into its memory or
+/// its open files: every command may come to hold keys. Root can still read it.
+fn keep_memory_in() -> Result<(), nix::errno::Errno> {
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
+    // A program that takes core images over a pipe is not asked for the limit's opinion, but for this.
+    nix::sys::prctl::set_dumpable(false)
+}
+
 fn main() -> ExitCode {
     // The cell comes before anything else: it must be a process with a single thread and nothing in it.
     let mut args = std::env::args().skip(1);
@@ -29,5 +38,9 @@ fn main() -> ExitCode {
     }
     // Whatever is written is its owner's alone, also where nobody thought of it.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    if let Err(error) = keep_memory_in() {
+        eprintln!("trader: {error}; a core image could carry keys out, so nothing is started");
+        return ExitCode::from(2);
+    }
     cli::main()
 }

@@ -197,8 +197,8 @@ impl Supervisor {
 
     async fn ticket(&self, process: &Process) -> Result<Option<String>, Failure> {
         let Some(id) = process.id(&self.trust_domain) else { return Ok(None) };
-        let held = Identity::load(&self.layout.identity(&process.name())).ok();
-        let lasts = held.is_some_and(|held| held.expires() > unix_ms() / 1_000 + RENEW_BELOW_S);
+        let expiry = Identity::stored_expiry(&self.layout.identity(&process.name())).ok();
+        let lasts = expiry.is_some_and(|expiry| expiry > unix_ms() / 1_000 + RENEW_BELOW_S);
         if lasts && !self.is_watched_as_revoked(process) {
             return Ok(None);
         }

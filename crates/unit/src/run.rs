@@ -87,11 +87,10 @@ pub async fn run(
     let topology: Topology = read_json(&layout.topology())?;
     let management = management_address(&topology, domain, &layout.topology())?;
     let membership = Arc::new(Membership::resume(&layout.identity(&name), management).await?);
-    let identity = membership.credentials().current();
     let journal = Journal::open(&layout.journal(&name), &name)?;
     let door = Arc::new(GrantDoor::new(Guard::new(GuardConfig {
         audience: domain,
-        issuer_keys: grant_keys(&identity, &layout.bundle())?,
+        issuer_keys: grant_keys(&membership.credentials().current(), &layout.bundle())?,
     })));
     let served = listeners(domain, &layout.database(domain.as_str()), &door, &journal)?;
     journal.record_durably(&Record::Started { program })?;

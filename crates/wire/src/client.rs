@@ -9,7 +9,7 @@ use std::error::Error;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -172,8 +172,8 @@ struct Shared {
 struct Idle {
     sender: Sender,
     since: Instant,
-    /// The identity that it was made with.
-    identity: Option<Arc<Identity>>,
+    /// The identity that it was made with. Only looked at, never held: replaced keys are erased at once.
+    identity: Option<Weak<Identity>>,
 }
 
 impl std::fmt::Debug for Client {
@@ -207,8 +207,8 @@ impl Client {
         Self { shared: Arc::new(Shared { tls, credentials, address, idle: Mutex::new(Vec::new()) }) }
     }
 
-    fn identity(&self) -> Option<Arc<Identity>> {
-        self.shared.credentials.as_ref().map(Credentials::current)
+    fn identity(&self) -> Option<Weak<Identity>> {
+        self.shared.credentials.as_ref().map(|credentials| Arc::downgrade(&credentials.current()))
     }
 
     /// Where the peer is.
@@ -347,7 +347,7 @@ impl Client {
     async fn finish(
         &self,
         sender: Sender,
-        identity: Option<Arc<Identity>>,
+        identity: Option<Weak<Identity>>,
         response: Response<Incoming>,
     ) -> Result<Reply, ClientError> {
         let status = response.status().as_u16();
@@ -365,9 +365,9 @@ impl Client {
     }
 
     /// The connection used last, if it is young enough and still open; older ones are let go.
-    fn take_idle(&self, identity: Option<&Arc<Identity>>) -> Option<Sender> {
+    fn take_idle(&self, identity: Option<&Weak<Identity>>) -> Option<Sender> {
         let same = |idle: &Idle| match (&idle.identity, identity) {
-            (Some(then), Some(now)) => Arc::ptr_eq(then, now),
+            (Some(then), Some(now)) => Weak::ptr_eq(then, now),
             (then, now) => then.is_none() && now.is_none(),
         };
         let mut idle = self.idle();

@@ -151,7 +151,9 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
         return Err(FileError::WrongKind { path: path.to_owned(), wanted: "a regular file" });
     }
     refuse_open(path, metadata.mode(), 0o600)?;
-    let mut bytes = Vec::new();
+    // Room for all of it at once: a vector that grows would leave copies of a secret behind.
+    let length = usize::try_from(metadata.len().min(FILE_BYTES_MAX + 1)).unwrap_or(0);
+    let mut bytes = Vec::with_capacity(length + 1);
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(system("read", path))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(FileError::TooLarge { path: path.to_owned(), max: FILE_BYTES_MAX });

@@ -50,12 +50,14 @@ impl OwnKeys {
     /// # Errors
     /// [`WireError::Key`] when there is none to be had.
     pub fn generate() -> Result<Self, WireError> {
-        Ok(Self {
-            tls: rcgen::KeyPair::generate().map_err(|error| WireError::Key(error.to_string()))?,
-            signing: SigningKey::from_seed(&*random()?),
-            control: SealingKey::from_seed(&*random()?),
-            data: SealingKey::from_seed(&*random()?),
-            alerts: SealingKey::from_seed(&*random()?),
+        keys::leaving_nothing(|| {
+            Ok(Self {
+                tls: rcgen::KeyPair::generate().map_err(|error| WireError::Key(error.to_string()))?,
+                signing: SigningKey::from_seed(&*random()?),
+                control: SealingKey::from_seed(&*random()?),
+                data: SealingKey::from_seed(&*random()?),
+                alerts: SealingKey::from_seed(&*random()?),
+            })
         })
     }
 
@@ -118,23 +120,29 @@ impl OwnKeys {
 
     /// The TLS key as the TLS library takes it, which keeps it as long as it is used.
     pub(crate) fn tls_signer(&self) -> Result<std::sync::Arc<dyn rustls::sign::SigningKey>, WireError> {
-        let mut der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.tls.serialize_der()));
-        let signer = rustls::crypto::aws_lc_rs::sign::any_supported_type(&der);
-        der.zeroize();
-        Ok(signer?)
+        keys::leaving_nothing(|| {
+            let mut der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.tls.serialize_der()));
+            let signer = rustls::crypto::aws_lc_rs::sign::any_supported_type(&der);
+            der.zeroize();
+            Ok(signer?)
+        })
     }
 
     pub(crate) fn store(&self) -> StoredKeys {
-        StoredKeys {
+        keys::leaving_nothing(|| StoredKeys {
             tls: Zeroizing::new(BASE64_STANDARD.encode(&*self.tls_pkcs8())),
             signing: self.signing.to_secret_text(),
             control: self.control.to_secret_text(),
             data: self.data.to_secret_text(),
             alerts: self.alerts.to_secret_text(),
-        }
+        })
     }
 
     pub(crate) fn restore(stored: &StoredKeys) -> Result<Self, WireError> {
+        keys::leaving_nothing(|| Self::parse(stored))
+    }
+
+    fn parse(stored: &StoredKeys) -> Result<Self, WireError> {
         let der = Zeroizing::new(BASE64_STANDARD.decode(&*stored.tls).map_err(|_| WireError::Stored)?);
         let pkcs8 = PrivatePkcs8KeyDer::from(der.as_slice());
         let sealing = |text: &str| SealingKey::from_secret_text(text).map_err(|_| WireError::Stored);

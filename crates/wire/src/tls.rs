@@ -28,6 +28,7 @@ use rustls::{
     SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use webpki::{EndEntityCert, KeyUsage};
@@ -107,6 +108,40 @@ struct Stored {
     certificate: String,
     root: String,
     bundle: SignedBundle,
+}
+
+/// A stored identity without what is secret in it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Shell {
+    #[serde(rename = "keys")]
+    _keys: IgnoredAny,
+    certificate: String,
+    #[serde(rename = "root")]
+    _root: IgnoredAny,
+    #[serde(rename = "bundle")]
+    _bundle: IgnoredAny,
+}
+
+/// JSON in one buffer that has room for all of it from the start and erases itself: a growing one would leave copies of the
+/// secrets in it behind.
+fn to_json(stored: &Stored) -> Result<Zeroizing<Vec<u8>>, WireError> {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 = self.0.saturating_add(bytes.len());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, stored).map_err(|_| WireError::Stored)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(count.0));
+    serde_json::to_writer(&mut *bytes, stored).map_err(|_| WireError::Stored)?;
+    Ok(bytes)
 }
 
 impl Identity {
@@ -198,10 +233,22 @@ impl Identity {
             root: self.root.to_hex(),
             bundle: self.signed.clone(),
         };
-        let bytes = Zeroizing::new(serde_json::to_vec(&stored).map_err(|_| WireError::Stored)?);
+        let bytes = to_json(&stored)?;
         files::create_private_dir(directory)?;
         files::write_private_atomic(&directory.join(IDENTITY_FILE), &bytes)?;
         Ok(())
+    }
+
+    /// When the certificate of a stored identity ends, in seconds since the Unix epoch: for who looks after a process and
+    /// has no business with its keys, which are passed over.
+    ///
+    /// # Errors
+    /// As [`Identity::load`].
+    pub fn stored_expiry(directory: &Path) -> Result<i64, WireError> {
+        let bytes = Zeroizing::new(files::read_private(&directory.join(IDENTITY_FILE))?);
+        let shown: Shell = serde_json::from_slice(&bytes).map_err(|_| WireError::Stored)?;
+        let certificate = BASE64_STANDARD.decode(&shown.certificate).map_err(|_| WireError::Stored)?;
+        Ok(Leaf::parse(&certificate)?.expires)
     }
 
     /// Who this is.

@@ -6,8 +6,11 @@
 
 mod anomalies;
 mod attacks;
+mod canaries;
 mod crashes;
+mod drill;
 mod keys;
+mod metrics;
 mod modules;
 mod runs;
 mod secrets;
