@@ -161,7 +161,7 @@ pub(crate) async fn keys(command: &KeysCommand) -> Outcome {
 async fn status(ask: &Ask) -> Outcome {
     let view: KeysView = Operator::of(ask)?.get("/v1/keys").await?;
     if ask.json {
-        return json(&view);
+        return json(&view.keys);
     }
     let rows: Vec<Vec<String>> = view
         .keys

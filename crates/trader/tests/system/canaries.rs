@@ -176,7 +176,7 @@ fn settled(system: &System) {
     let deadline = Instant::now() + Duration::from_secs(60);
     let young = || {
         let keys = system.json(&["keys", "status"]);
-        let active = keys["keys"].as_array().unwrap().iter().filter(|key| key["state"] == "active");
+        let active = keys.as_array().unwrap().iter().filter(|key| key["state"] == "active");
         active.filter(|key| key["age_s"].as_i64().unwrap() < 3).count()
     };
     while young() > 0 {

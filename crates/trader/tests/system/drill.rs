@@ -112,7 +112,7 @@ async fn enrol(system: &System, trust_domain: &str, name: &str, home: &Path) -> 
 /// Authorities that certified the keys that are in use by members with such a name.
 fn authorities(system: &System, prefix: &str) -> BTreeSet<String> {
     let keys = system.json(&["keys", "status"]);
-    let active = keys["keys"].as_array().unwrap().iter().filter(|key| key["state"] == "active");
+    let active = keys.as_array().unwrap().iter().filter(|key| key["state"] == "active");
     let theirs = active.filter(|key| key["agent"].as_str().unwrap().starts_with(prefix));
     theirs.map(|key| key["authority"].as_str().unwrap().to_owned()).collect()
 }

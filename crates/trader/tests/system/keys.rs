@@ -21,7 +21,7 @@ pub(crate) fn undisturbed() -> (Vec<String>, String) {
 
 fn active(system: &System, channel: &str) -> BTreeSet<(String, String)> {
     let keys = system.json(&["keys", "status"]);
-    let rows = keys["keys"].as_array().unwrap().iter();
+    let rows = keys.as_array().unwrap().iter();
     rows.filter(|key| key["state"] == "active" && key["channel"] == channel)
         .map(|key| (key["agent"].as_str().unwrap().to_owned(), key["key_id"].as_str().unwrap().to_owned()))
         .collect()

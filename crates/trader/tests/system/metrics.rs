@@ -72,7 +72,8 @@ fn what_is_counted_is_read_by_prometheus_and_only_with_the_token() {
 
     let status = system.json(&["status"]);
     let keys = system.json(&["keys", "status"]);
-    let oldest = keys["oldest_active_key_age_s"].as_f64().unwrap();
+    let active = keys.as_array().unwrap().iter().filter(|key| key["state"] == "active");
+    let oldest = active.map(|key| key["age_s"].as_f64().unwrap()).fold(0.0, f64::max);
     let Some(python) = prometheus() else { return };
     let mut parser = Command::new(python)
         .args(["-c", PARSE])
