@@ -28,9 +28,12 @@ use crate::state::{Authorities, Progress, State};
 
 mod bundles;
 mod enabling;
+mod enrolling;
 mod members;
 mod revoking;
 mod tasks;
+
+pub use enrolling::Admission;
 
 /// How long a revocation waits for its proof before it answers that there is none yet; far above lease and margin.
 const PROOF_WAIT: Duration = Duration::from_secs(5);
@@ -114,6 +117,7 @@ pub struct Control {
     /// The kill latch of this host, written when everything is stopped.
     pub kill_latch: std::path::PathBuf,
     home: Home,
+    enrolments: Mutex<enrolling::Enrolments>,
     database: Database,
     queue_changed: watch::Sender<u64>,
     feed_changed: watch::Sender<u64>,
@@ -141,6 +145,7 @@ impl Control {
             connections,
             kill_latch: home.layout.kill_latch(),
             home,
+            enrolments: Mutex::default(),
             database,
             queue_changed: watch::Sender::new(0),
             feed_changed: watch::Sender::new(0),

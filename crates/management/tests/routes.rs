@@ -116,6 +116,7 @@ fn operator_rows() -> Vec<Row> {
         get("/v1/proposals", operator),
         get("/v1/equity", operator),
         get("/v1/keys", operator),
+        get("/v1/entries", operator),
         post("/v1/keys/rotate", |_| aim("all"), operator),
         Row {
             then: Some("bad_bundles"),
@@ -124,6 +125,7 @@ fn operator_rows() -> Vec<Row> {
         post("/v1/approvals", |approval| Some(json!(approval)), operator),
         post("/v1/proposals", |_| propose(&agent("agent-3")), operator),
         post("/v1/tickets", |_| aim(agent("agent-5").as_str()), operator),
+        post("/v1/remove/agent", |_| aim(agent("agent-6").as_str()), operator),
         post("/v1/revoke/grant", |_| aim(GRANT), operator),
         post("/v1/revoke/agent", |_| aim(agent("agent-4").as_str()), operator),
         post("/v1/kill", |_| aim("everything"), operator),

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::keys_command::{EnrolArgs, KeysCommand, TicketCommand};
+use crate::enrol_command::{EnrolArgs, RemoveArgs, TicketCommand};
+use crate::keys_command::KeysCommand;
 use crate::output::{Failure, Outcome, say};
-use crate::{audit_log, data, explain, keys_command, processes, show, up};
+use crate::{audit_log, data, enrol_command, explain, keys_command, processes, show, up};
 
 /// Trades stocks by itself, in processes that do not trust each other.
 #[derive(Parser)]
@@ -46,13 +47,13 @@ enum Command {
     Init(keys_command::InitArgs),
     /// Show how the run stands; money in its JSON is in millionths of a dollar
     Status(Ask),
-    /// Agents: list, enrol, revoke, reinstate
+    /// Agents: list, enrol, revoke, reinstate, remove
     #[command(subcommand)]
     Agent(AgentCommand),
     /// Keys: status, rotate, taint
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Tickets: create
+    /// Tickets: create, list
     #[command(subcommand)]
     Ticket(TicketCommand),
     /// Grants: list, revoke
@@ -92,6 +93,8 @@ enum AgentCommand {
     Reinstate(TwoPersonArgs),
     /// Redeem a ticket for an identity, on the node that it was made for
     Enrol(EnrolArgs),
+    /// End a member's identity for good; a new ticket lets its name enrol anew
+    Remove(RemoveArgs),
 }
 
 #[derive(Subcommand)]
@@ -206,8 +209,11 @@ fn run(command: Command) -> Outcome {
         Command::Data(command) => data::run(&command),
         Command::Init(args) => keys_command::init(&args),
         Command::Keys(command) => current_thread()?.block_on(keys_command::keys(&command)),
-        Command::Ticket(command) => current_thread()?.block_on(keys_command::ticket(&command)),
-        Command::Agent(AgentCommand::Enrol(args)) => current_thread()?.block_on(keys_command::enrol(&args)),
+        Command::Ticket(command) => current_thread()?.block_on(enrol_command::ticket(&command)),
+        Command::Agent(AgentCommand::Enrol(args)) => current_thread()?.block_on(enrol_command::enrol(&args)),
+        Command::Agent(AgentCommand::Remove(args)) => {
+            current_thread()?.block_on(enrol_command::remove(&args))
+        }
         Command::Status(ask) => current_thread()?.block_on(show::status(&ask)),
         Command::Agent(AgentCommand::List(ask)) => current_thread()?.block_on(show::agents(&ask)),
         Command::Agent(AgentCommand::Revoke(args)) => {

@@ -11,14 +11,14 @@ use audit::record::Record;
 use identity::keyring::{DRAIN_S, KeyState};
 use identity::{PeerClass, SpiffeId};
 use management::bootstrap;
+use management::run::newcomers_router;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use wire::client::{Client, ClientError};
-use wire::enrol::{EnrolReply, enrol, enrolment_server_config};
+use wire::enrol::{enrol, enrolment_server_config};
 use wire::http::Method;
 use wire::journal::unix_ms;
-use wire::problem::Problem;
 use wire::renew::{Membership, Moment};
 use wire::server::{Connections, ServerOptions, serve};
 use wire::tls::{Identity, WireError, server_config};
@@ -44,13 +44,7 @@ impl Open {
         let own = bootstrap::issue_here(&authorities, &id, &world.layout.identity("management")).unwrap();
         let own = Arc::new(own);
         let (stop, stopped) = watch::channel(false);
-        let control = world.control.clone();
-        let router = wire::guard::enrolment_router(move |newcomer, request| {
-            let ticket =
-                identity::Ticket::parse(&request.ticket).map_err(|_| Problem::forbidden("no", "no"))?;
-            let challenge = control.enrol(ticket.secret(), &request.id, &newcomer, &request.offer)?;
-            Ok(EnrolReply { challenge, bundle: control.authorities().bundle.clone() })
-        });
+        let router = newcomers_router(&world.control);
         let listen = async |tls, router| {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
