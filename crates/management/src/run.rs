@@ -149,6 +149,8 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
     let joiner = Joiner::start(log, control.clone(), watcher)?;
     let shared = Arc::new(Shared { control: control.clone(), joiner: joiner.clone() });
 
+    // Before anybody can hear that management is up: a newcomer that found no socket would come over the network.
+    let at_socket = socket_listener(&layout);
     let closed = journal.clone();
     let mut servers = tokio::task::JoinSet::new();
     for (class, address) in &topology.management {
@@ -168,7 +170,6 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
     let listener = TcpListener::bind(topology.enrolment).await?;
     let options = ServerOptions::default();
     let router = newcomers_router(&control);
-    let at_socket = socket_listener(&layout);
     let serving = |listener| {
         serve(listener, enrolment.clone(), router.clone(), options, connections.clone(), stop.clone())
     };

@@ -13,6 +13,8 @@
 
 #[path = "routes/crashes.rs"]
 mod crashes;
+#[path = "routes/enrolment.rs"]
+mod enrolment;
 #[path = "routes/rotation.rs"]
 mod rotation;
 #[path = "routes/world.rs"]
@@ -256,7 +258,7 @@ async fn operators() -> Matrix {
     let peer = peer_of(&house, PeerClass::Operators).await;
     for (who, proposer) in [("operator", operator("second")), ("operator, own proposal", peer.id.clone())] {
         let world = World::new();
-        for name in ["agent-2", "agent-3", "agent-4"] {
+        for name in ["agent-2", "agent-3", "agent-4", "agent-6"] {
             world.enrol(&agent(name), 1, [1; 32]);
         }
         for name in ["agent-2", "agent-3"] {

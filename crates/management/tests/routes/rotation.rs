@@ -16,9 +16,10 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use wire::client::{Client, ClientError};
-use wire::enrol::{enrol, enrolment_server_config};
+use wire::enrol::{At, enrol, enrolment_server_config};
 use wire::http::Method;
 use wire::journal::unix_ms;
+use wire::listener::Listener;
 use wire::renew::{Membership, Moment};
 use wire::server::{Connections, ServerOptions, serve};
 use wire::tls::{Identity, WireError, server_config};
@@ -28,16 +29,17 @@ use crate::world::World;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Management with its doors open.
-struct Open {
-    world: Arc<World>,
-    enrolment: SocketAddr,
-    members: Vec<SocketAddr>,
-    _stop: watch::Sender<bool>,
+pub(crate) struct Open {
+    pub(crate) world: Arc<World>,
+    pub(crate) enrolment: SocketAddr,
+    pub(crate) members: Vec<SocketAddr>,
+    pub(crate) own: Arc<Identity>,
+    stop: watch::Sender<bool>,
 }
 
 impl Open {
     /// Listens for newcomers, and for agents at so many places.
-    async fn new(places: usize) -> Self {
+    pub(crate) async fn new(places: usize) -> Self {
         let world = Arc::new(World::new());
         let authorities = world.control.authorities();
         let id = SpiffeId::management(&authorities.trust_domain).unwrap();
@@ -58,15 +60,25 @@ impl Open {
             let tls = server_config(&own, PeerClass::Agents).unwrap();
             members.push(listen(tls, world.members.router.clone()).await);
         }
-        Self { world, enrolment, members, _stop: stop }
+        Self { world, enrolment, members, own, stop }
     }
 
-    fn id(&self, name: &str) -> SpiffeId {
+    /// Listens for newcomers at a socket of this machine as well.
+    pub(crate) fn at_socket(&self, socket: &Path) -> At {
+        let listener = Listener::at_socket(socket).unwrap();
+        let (tls, router) =
+            (enrolment_server_config(&self.own).unwrap(), newcomers_router(&self.world.control));
+        let (options, stop) = (ServerOptions::default(), self.stop.subscribe());
+        tokio::spawn(serve(listener, tls, router, options, Connections::new(), stop));
+        At::socket(self.enrolment, socket.to_owned())
+    }
+
+    pub(crate) fn id(&self, name: &str) -> SpiffeId {
         SpiffeId::agent(&self.world.control.authorities().trust_domain, name).unwrap()
     }
 
     /// Enrols an agent, by ticket and over real connections.
-    async fn enrol(&self, name: &str, directory: &Path) -> Identity {
+    pub(crate) async fn enrol(&self, name: &str, directory: &Path) -> Identity {
         let id = self.id(name);
         let ticket = self.world.control.create_ticket(&id).unwrap();
         enrol(self.enrolment, self.members[0], &ticket.to_text(), &id, directory).await.unwrap()
@@ -86,7 +98,7 @@ impl Open {
     }
 }
 
-async fn role(client: &Client) -> Result<serde_json::Value, ClientError> {
+pub(crate) async fn role(client: &Client) -> Result<serde_json::Value, ClientError> {
     client.call_json(Method::GET, "/v1/role", &[], None::<&()>, PATIENCE).await
 }
 
