@@ -67,7 +67,11 @@ impl Proofs {
         let tpm = match (&self.tpm, &challenge.credential) {
             (None, _) => None,
             (Some(_), None) => return Err(WireError::Proof("management made no credential".to_owned())),
-            (Some(tpm), Some(credential)) => Some(tpm.prove(credential, &bound)?),
+            (Some(tpm), Some(credential)) => {
+                let evidence = tpm.prove(credential, &bound);
+                let _ = std::fs::remove_dir_all(&tpm.directory);
+                Some(evidence?)
+            }
         };
         Ok(Evidence { host, tpm })
     }
@@ -228,7 +232,6 @@ impl TpmTools {
             quote: BASE64_STANDARD.encode(self.read("quote")?),
             signature: BASE64_STANDARD.encode(self.read("signature")?),
         };
-        let _ = std::fs::remove_dir_all(&self.directory);
         Ok(evidence)
     }
 }

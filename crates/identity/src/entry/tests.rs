@@ -213,3 +213,19 @@ fn what_nobody_can_show_is_no_entry() {
         assert!(create(wrong.clone()).is_err(), "{wrong:?}");
     }
 }
+
+#[test]
+fn a_book_from_before_entries_demanded_anything_is_read() {
+    let line = format!(
+        r#"{{"entries":{{"{}":{{"secret_digest":"{}","expires":{},"failures":0,"used":false}}}}}}"#,
+        agent(),
+        keys::Digest::of(&RIGHT),
+        NOW + 60
+    );
+    let mut book: EntryBook = serde_json::from_str(&line).unwrap();
+    let redeemed = book.redeem(&RIGHT, &agent(), NOW_MS).unwrap();
+    assert_eq!(
+        (redeemed.entry().requires.names(), redeemed.entry().limits),
+        (vec!["ticket"], Limits::default())
+    );
+}

@@ -7,6 +7,7 @@
 mod anomalies;
 mod attacks;
 mod crashes;
+mod enrolment;
 mod keys;
 mod modules;
 mod runs;
