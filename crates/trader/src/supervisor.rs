@@ -273,13 +273,14 @@ impl Supervisor {
                     self.asked = Instant::now();
                     reinstated = self.operator.get("/v1/agents").await.ok();
                 }
-                let stands = |status: &str| {
-                    let is = |agent: &AgentView| agent.name == name && agent.status == status;
-                    reinstated.as_ref().is_some_and(|agents| agents.iter().any(is))
-                };
-                // Somebody enrolled it anew by hand: it has its identity and needs no ticket.
-                enrolled = stands("active");
-                enrolled || stands("reinstated")
+                let agent =
+                    reinstated.as_ref().and_then(|agents| agents.iter().find(|agent| agent.name == name));
+                // Somebody enrolled it anew by hand, and its identity lies there: it needs no ticket.
+                enrolled = agent.is_some_and(|agent| {
+                    let held = Identity::load(&self.layout.identity(&name));
+                    agent.status == "active" && held.is_ok_and(|held| held.epoch() == agent.epoch)
+                });
+                enrolled || agent.is_some_and(|agent| agent.status == "reinstated")
             } else {
                 due
             };

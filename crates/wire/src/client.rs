@@ -24,11 +24,11 @@ use rustls::{AlertDescription, ClientConfig};
 use rustls_pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use crate::listener::Stream;
+use crate::listener::{self, Stream};
 use crate::problem::Problem;
 use crate::server::{BODY_BYTES_MAX, HEADER_READ_TIMEOUT};
 use crate::tls::{self, Credentials, Identity, WireError};
@@ -397,7 +397,7 @@ impl Client {
         let address = self.shared.address;
         let connecting = async {
             let stream = match &self.shared.socket {
-                Some(path) => UnixStream::connect(path).await.map(Stream::Local),
+                Some(path) => listener::connect(path).await,
                 None => TcpStream::connect(address).await.and_then(|stream| {
                     stream.set_nodelay(true)?;
                     Ok(Stream::Network(stream))

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, Error, Read as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -52,14 +52,15 @@ impl Listener {
     /// Listens at a socket that only this user can reach, in the place of one that a dead process left there.
     ///
     /// # Errors
-    /// When the path is taken by something else, or too long for a socket.
+    /// When the path is taken by something else.
     pub fn at_socket(path: &Path) -> io::Result<Self> {
         match path.symlink_metadata() {
             Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
             Ok(_) => return Err(Error::other(format!("{} is no socket; move it away", path.display()))),
             Err(_) => {}
         }
-        let listener = UnixListener::bind(path)?;
+        let (_directory, short) = within_reach(path)?;
+        let listener = UnixListener::bind(short)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         Ok(Self::Local(listener))
     }
@@ -95,6 +96,28 @@ impl Stream {
             }
         }
     }
+}
+
+/// Longest path that a socket can be named by, in bytes, with room to spare.
+const SOCKET_PATH_MAX: usize = 100;
+
+/// A socket's path as a socket can be named by. A long one goes by a handle of its directory, which has to live as long.
+fn within_reach(path: &Path) -> io::Result<(Option<File>, PathBuf)> {
+    if path.as_os_str().len() <= SOCKET_PATH_MAX {
+        return Ok((None, path.to_owned()));
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::other("the socket's path names no file"));
+    };
+    let directory = File::open(parent)?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
+    Ok((Some(directory), short))
+}
+
+/// Connects to a socket of this machine.
+pub(crate) async fn connect(path: &Path) -> io::Result<Stream> {
+    let (_directory, short) = within_reach(path)?;
+    UnixStream::connect(short).await.map(Stream::Local)
 }
 
 /// Whether this kernel can tell which program is at the other end of a socket.
@@ -198,6 +221,24 @@ mod tests {
         let own = std::fs::read("/proc/self/exe").unwrap();
         assert_eq!(told.executable, keys::Digest::of(&own));
         assert_eq!(told.uid, std::fs::metadata("/proc/self").unwrap().uid());
+    }
+
+    #[tokio::test]
+    async fn a_long_path_is_within_reach_and_what_is_no_socket_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let long = directory.path().join("a".repeat(120));
+        std::fs::create_dir(&long).unwrap();
+        let path = long.join("enrolment.sock");
+        for _ in 0..2 {
+            let listener = Listener::at_socket(&path).unwrap();
+            let (connected, accepted) = tokio::join!(connect(&path), listener.accept());
+            assert!(connected.is_ok() && accepted.is_ok());
+            assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+        }
+        let file = directory.path().join("file");
+        std::fs::write(&file, b"somebody's").unwrap();
+        assert!(Listener::at_socket(&file).is_err());
+        assert_eq!(std::fs::read(&file).unwrap(), b"somebody's");
     }
 
     #[test]
