@@ -124,6 +124,8 @@ words! {
         Kill = "kill",
         /// Make a ticket with which a node enrols.
         CreateTicket = "create_ticket",
+        /// End a member's identity for good.
+        RemoveAgent = "remove_agent",
         /// Ask members for new keys.
         RotateKeys = "rotate_keys",
         /// Publish a trust bundle that the root has signed: authorities that replace others.

@@ -31,6 +31,40 @@ pub enum Record {
     EnrolmentRefused {
         /// Why.
         reason: String,
+        /// How many for this reason since the last record of it; one where nothing is said.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        count: u32,
+    },
+    /// An operator let somebody enrol.
+    EntryMade {
+        /// SPIFFE ID of who may.
+        id: String,
+        /// What must be shown: `ticket`, `unix`, `x509pop`, `tpm2`.
+        requires: Vec<String>,
+        /// Until when, in seconds since the Unix epoch.
+        expires: i64,
+        /// Who let them.
+        by: String,
+    },
+    /// A newcomer showed what its entry demands.
+    Attested {
+        /// SPIFFE ID.
+        id: String,
+        /// Epoch that its keys are certified for.
+        epoch: u32,
+        /// What was shown.
+        by: Vec<String>,
+        /// What was found, by the attestor and its fact.
+        facts: BTreeMap<String, String>,
+    },
+    /// A member's identity ended for good; a new one takes a new ticket.
+    Removed {
+        /// SPIFFE ID.
+        id: String,
+        /// Who removed it.
+        by: String,
+        /// Why.
+        reason: String,
     },
     /// The scheduler made a task.
     TaskCreated {
@@ -462,6 +496,15 @@ pub enum Record {
     },
 }
 
+fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn is_one(count: &u32) -> bool {
+    *count == 1
+}
+
 impl Record {
     /// Whether a process may say this at all: nobody's word counts on what only another can know. What an agent says of an
     /// order, or a unit of a grant, would otherwise be believed because it stands in the log.
@@ -474,6 +517,9 @@ impl Record {
             Record::Started { .. } => true,
             Record::Enrolled { .. }
             | Record::EnrolmentRefused { .. }
+            | Record::EntryMade { .. }
+            | Record::Attested { .. }
+            | Record::Removed { .. }
             | Record::TaskCreated { .. }
             | Record::TaskTaken { .. }
             | Record::TaskEnded { .. }

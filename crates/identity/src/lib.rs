@@ -6,10 +6,13 @@
 //!
 //! INVARIANT: the class of an id follows from its path alone, and only that class's authority may certify it.
 //!
-//! Read on in [`spiffe`], [`authority`], [`leaf`], [`bundle`], [`ticket`], [`keyring`].
+//! Read on in [`spiffe`], [`authority`], [`leaf`], [`bundle`], [`ticket`], [`entry`], [`attest`], [`keyring`].
 
+pub mod attest;
 pub mod authority;
 pub mod bundle;
+mod danger;
+pub mod entry;
 pub mod keyring;
 pub mod leaf;
 pub mod spiffe;
@@ -17,10 +20,11 @@ pub mod ticket;
 
 pub use authority::{Authority, AuthorityCertificate, Root};
 pub use bundle::{Bundle, SignedBundle};
+pub use entry::{Entry, EntryBook, Limits, Requirements};
 pub use keyring::{KeySet, KeyUse, Keyring};
 pub use leaf::Leaf;
 pub use spiffe::{PeerClass, SpiffeId};
-pub use ticket::{Entry, Refusal, Ticket, TicketBook};
+pub use ticket::Ticket;
 
 /// What can be wrong with an identity that came from outside, or with a request to make one.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -70,6 +74,9 @@ pub enum IdentityError {
     /// The text is no ticket, or the ticket cannot be written down.
     #[error("not an acceptable ticket: {0}")]
     Ticket(&'static str),
+    /// What an entry demands can be shown by nobody, or says nothing.
+    #[error("not an acceptable entry: {0}")]
+    Entry(&'static str),
     /// The certificate could not be made.
     #[error("the certificate could not be made: {0}")]
     Make(String),

@@ -28,11 +28,13 @@ use crate::state::{Authorities, Progress, State};
 
 mod bundles;
 mod enabling;
+mod enrolling;
 mod members;
 mod revoking;
 mod secrets;
 mod tasks;
 
+pub use enrolling::Admission;
 pub use secrets::{DomainKeyView, SecretView};
 
 /// How long a revocation waits for its proof before it answers that there is none yet; far above lease and margin.
@@ -117,6 +119,7 @@ pub struct Control {
     /// The kill latch of this host, written when everything is stopped.
     pub kill_latch: std::path::PathBuf,
     home: Home,
+    enrolments: Mutex<enrolling::Enrolments>,
     database: Database,
     queue_changed: watch::Sender<u64>,
     feed_changed: watch::Sender<u64>,
@@ -144,6 +147,7 @@ impl Control {
             connections,
             kill_latch: home.layout.kill_latch(),
             home,
+            enrolments: Mutex::default(),
             database,
             queue_changed: watch::Sender::new(0),
             feed_changed: watch::Sender::new(0),

@@ -319,6 +319,12 @@ impl Projection {
                     member.status = "quarantined";
                 }
             }
+            Record::Removed { id, .. } => {
+                if let Some(member) = self.members.get_mut(id).filter(|member| member.status != "quarantined")
+                {
+                    member.status = "removed";
+                }
+            }
             Record::Killed { .. } => self.killed = true,
             Record::Enabled { what, .. } if what == "clear_kill" => {
                 self.killed = false;
@@ -496,7 +502,9 @@ fn notable(record: &Record) -> Option<String> {
         Record::Killed { by, reason } => format!("everything stopped by {by}: {reason}"),
         Record::Started { .. } => "started".to_owned(),
         Record::Enrolled { id, epoch, .. } => format!("enrolled {id}, epoch {epoch}"),
-        Record::EnrolmentRefused { reason } => format!("enrolment refused: {reason}"),
+        Record::EnrolmentRefused { reason, count: 1 } => format!("enrolment refused: {reason}"),
+        Record::EnrolmentRefused { reason, count } => format!("enrolment refused {count} times: {reason}"),
+        Record::Removed { id, reason, .. } => format!("removed {id}: {reason}"),
         Record::RunEnded { market_day } => format!("the run ended at {market_day}"),
         _ => return None,
     })

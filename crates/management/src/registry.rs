@@ -19,6 +19,12 @@ pub struct Member {
     pub revoked_through: Option<u32>,
     /// Whether it gets no task and no new ticket until two people reinstate it.
     pub quarantined: bool,
+    /// Whether it was removed: it is gone for good, unless somebody makes a new ticket for its name.
+    #[serde(default)]
+    pub removed: bool,
+    /// Longest life of its certificates, where its entry said one. Seconds.
+    #[serde(default)]
+    pub certificate_ttl_s: Option<i64>,
 }
 
 /// Why a peer is not who the registry knows.
@@ -123,6 +129,13 @@ impl Registry {
 }
 
 impl Member {
+    /// Somebody who has no keys yet.
+    #[must_use]
+    pub fn new(id: SpiffeId) -> Self {
+        let keys = Keyring::default();
+        Self { id, keys, revoked_through: None, quarantined: false, removed: false, certificate_ttl_s: None }
+    }
+
     /// Whether the current identity is revoked.
     #[must_use]
     pub fn is_revoked(&self) -> bool {

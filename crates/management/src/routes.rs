@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use access::policy::{OperatorAction, StandingAction};
 use axum::http::Method;
 use axum::response::Response;
+use identity::entry::{EntryState, TICKET_TTL_S};
 use identity::keyring::{KeyState, KeyUse};
-use identity::{PeerClass, SignedBundle, SpiffeId};
+use identity::{Entry, Limits, PeerClass, Requirements, SignedBundle, SpiffeId};
 use serde::{Deserialize, Serialize};
 use wire::api::{KeyOffer, KeyProof, QueueRequest, RevocationPoll, RoleReply, StatusReport};
 use wire::guard::{
@@ -19,7 +20,7 @@ use wire::problem::Problem;
 use wire::renew::{ACTIVATE_PATH, OFFER_PATH};
 
 use crate::cases::{Approval, Incident, NO_SUCH_PROPOSAL, OWN_PROPOSAL, Proposal, RevocationProof};
-use crate::control::Control;
+use crate::control::{Admission, Control};
 use crate::door::ControlDoor;
 use crate::joiner::{JoinError, Joiner};
 use crate::projection::{Counts, EventView, GrantView, OrderView};
@@ -78,6 +79,8 @@ pub fn operator_routes(shared: Arc<Shared>, journal: Arc<Journal>) -> Routes<Sha
         .with::<RevokeGrant>()
         .with::<Kill>()
         .with::<CreateTicket>()
+        .with::<ReadEntries>()
+        .with::<RemoveAgent>()
         .with::<ReadKeys>()
         .with::<RotateKeys>()
         .with::<PublishBundles>()
@@ -315,7 +318,7 @@ pub struct AgentView {
     pub class: String,
     /// Epoch of the identity.
     pub epoch: u32,
-    /// `active`, `quarantined`, `reinstated` (to be enrolled anew) or `revoked`.
+    /// `active`, `quarantined`, `reinstated` (to be enrolled anew) or `removed`.
     pub status: String,
     /// When the certificate ends, in seconds since the Unix epoch.
     pub expires: i64,
@@ -378,6 +381,7 @@ fn agents(control: &Control) -> Vec<AgentView> {
             epoch: member.epoch(),
             status: match (member.quarantined, member.is_revoked()) {
                 (true, _) => "quarantined",
+                (false, true) if member.removed => "removed",
                 (false, true) => "reinstated",
                 (false, false) => "active",
             }
@@ -493,6 +497,10 @@ strike_route!(RevokeAgent, "/v1/revoke/agent", RevokeAgent, |control, aim, by| {
     let id = agent_id(control, &aim.target)?;
     control.revoke_agent(&id, by, &aim.reason)
 });
+strike_route!(RemoveAgent, "/v1/remove/agent", RemoveAgent, |control, aim, by| {
+    let id = member_id(control, &aim.target)?;
+    control.remove_agent(&id, by, &aim.reason)
+});
 strike_route!(RevokeGrant, "/v1/revoke/grant", RevokeGrant, |control, aim, by| {
     control.revoke_grant(&aim.target, by, &aim.reason)
 });
@@ -508,7 +516,29 @@ fn agent_id(control: &Control, name: &str) -> Result<SpiffeId, Problem> {
     }
 }
 
-struct CreateTicket(Aim);
+struct CreateTicket(TicketBody);
+
+/// Lets somebody enrol.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TicketBody {
+    /// SPIFFE ID of who.
+    pub target: String,
+    /// Why.
+    pub reason: String,
+    /// What must be shown besides the ticket.
+    #[serde(default)]
+    pub requires: Requirements,
+    /// Within which limits.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Life of the ticket, in seconds; the usual one where nothing is said.
+    #[serde(default)]
+    pub ttl_s: Option<i64>,
+    /// Whether who was removed stays so.
+    #[serde(default)]
+    pub keep_removed: bool,
+}
 
 impl Operation for CreateTicket {
     type State = Shared;
@@ -524,16 +554,57 @@ impl Operation for CreateTicket {
         Touched { target: self.0.target.clone(), ..Touched::default() }
     }
 
-    async fn run(self, state: Arc<Shared>, _pass: Pass) -> Result<Response, Problem> {
-        let id: SpiffeId = self
-            .0
-            .target
-            .parse()
-            .map_err(|_| Problem::bad_request("bad_id", "the target must be a SPIFFE ID"))?;
-        let ticket = state.control.create_ticket(&id)?;
-        json(&serde_json::json!({ "id": id, "ticket": *ticket.to_text() }))
+    async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
+        let TicketBody { target, requires, limits, ttl_s, keep_removed, .. } = self.0;
+        let id: SpiffeId =
+            target.parse().map_err(|_| Problem::bad_request("bad_id", "the target must be a SPIFFE ID"))?;
+        let ttl_s = ttl_s.unwrap_or(TICKET_TTL_S);
+        let admission = Admission { requires, limits, ttl_s, keep_removed };
+        let (entry, ticket) = state.control.create_entry(&id, admission, pass.peer.id.as_str())?;
+        let view = EntryView::of(&entry, EntryState::Open);
+        json(&serde_json::json!({ "id": id, "ticket": *ticket.to_text(), "entry": view }))
     }
 }
+
+/// Who may enrol, as operators see it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EntryView {
+    /// Name.
+    pub name: String,
+    /// SPIFFE ID.
+    pub id: String,
+    /// Peer class.
+    pub class: String,
+    /// What must be shown: `ticket`, `unix`, `x509pop`, `tpm2`.
+    pub shows: Vec<String>,
+    /// The same in full, but for the ticket.
+    pub requires: Requirements,
+    /// Within which limits.
+    pub limits: Limits,
+    /// `open`, `used`, `locked` or `expired`.
+    pub state: String,
+    /// Until when, in seconds since the Unix epoch.
+    pub expires: i64,
+}
+
+impl EntryView {
+    fn of(entry: &Entry, state: EntryState) -> Self {
+        Self {
+            name: process_name(&entry.id),
+            id: entry.id.to_string(),
+            class: entry.class.as_str().to_owned(),
+            shows: entry.requires.names().into_iter().map(str::to_owned).collect(),
+            requires: entry.requires.clone(),
+            limits: entry.limits,
+            state: state.as_str().to_owned(),
+            expires: entry.expires,
+        }
+    }
+}
+
+read_route!(ReadEntries, "/v1/entries", |control, _query| {
+    control.entries().iter().map(|(entry, state)| EntryView::of(entry, *state)).collect::<Vec<_>>()
+});
 
 /// One key of one member, as operators see it.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use wire::enrol::{EnrolReply, EnrolRequest, Newcomer};
 use wire::journal::{Journal, told, unix_ms};
 use wire::layout::{ConfigError, Layout, Topology, read_json};
+use wire::listener::Listener;
 use wire::problem::Problem;
 use wire::server::{Connections, ServerOptions, serve};
 use wire::tls::Credentials;
@@ -151,6 +152,8 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
     let joiner = Joiner::start(log, control.clone(), watcher)?;
     let shared = Arc::new(Shared { control: control.clone(), joiner: joiner.clone() });
 
+    // Before anybody can hear that management is up: a newcomer that found no socket would come over the network.
+    let at_socket = socket_listener(&layout);
     let closed = journal.clone();
     let mut servers = tokio::task::JoinSet::new();
     for (class, address) in &topology.management {
@@ -168,11 +171,15 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
     }
     let enrolment = wire::enrol::enrolment_server_config(&credentials)?;
     let listener = TcpListener::bind(topology.enrolment).await?;
-    let router = wire::guard::enrolment_router({
-        let control = control.clone();
-        move |newcomer, request| enrol(&control, &newcomer, &request)
-    });
-    servers.spawn(serve(listener, enrolment, router, ServerOptions::default(), connections, stop.clone()));
+    let options = ServerOptions::default();
+    let router = newcomers_router(&control);
+    let serving = |listener| {
+        serve(listener, enrolment.clone(), router.clone(), options, connections.clone(), stop.clone())
+    };
+    servers.spawn(serving(Listener::from(listener)));
+    if let Some(listener) = at_socket {
+        servers.spawn(serving(listener));
+    }
     servers.spawn(join_own(journal, joiner, stop.clone()));
     servers.spawn(sweep(control, stop));
     tokio::select! {
@@ -188,11 +195,33 @@ pub fn log_origin(trust_domain: &str) -> String {
     format!("{trust_domain}/audit")
 }
 
+/// The routes for newcomers.
+pub fn newcomers_router(control: &Arc<Control>) -> axum::Router {
+    let (asked, told) = (control.clone(), control.clone());
+    wire::guard::enrolment_router(
+        move |newcomer, request| Ok(asked.challenge(&newcomer, &request)?),
+        move |newcomer, request| enrol(&told, &newcomer, &request),
+    )
+}
+
 fn enrol(control: &Control, newcomer: &Newcomer, request: &EnrolRequest) -> Result<EnrolReply, Problem> {
     let refused = || Problem::forbidden("enrolment_refused", "the ticket is not good for this identity");
     let ticket = identity::Ticket::parse(&request.ticket).map_err(|_| refused())?;
-    let challenge = control.enrol(ticket.secret(), &request.id, newcomer, &request.offer)?;
+    let challenge = control.enrol(ticket.secret(), newcomer, request)?;
     Ok(EnrolReply { challenge, bundle: control.authorities().bundle.clone() })
+}
+
+/// The socket for newcomers of this machine. Without it nobody can be told apart by their program, so an entry that
+/// demands one lets nobody in; everything else works.
+fn socket_listener(layout: &Layout) -> Option<Listener> {
+    let path = layout.enrolment_socket();
+    match Listener::at_socket(&path) {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::warn!(%error, path = %path.display(), "there is no socket for newcomers of this machine");
+            None
+        }
+    }
 }
 
 /// Joins management's own journal like everybody else's.
@@ -232,6 +261,9 @@ async fn sweep(control: Arc<Control>, mut stop: watch::Receiver<bool>) {
                 }
                 if let Err(error) = control.retire_keys(unix_ms() / 1_000) {
                     tracing::error!(%error, "keys that were followed could not be retired");
+                }
+                if let Err(error) = control.record_refusals() {
+                    tracing::error!(%error, "refused enrolments could not be recorded");
                 }
                 if let Err(error) = control.go_on_publishing() {
                     tracing::error!(%error, "the next trust bundle could not be published");

@@ -7,7 +7,7 @@ use std::time::Instant;
 use access::revocation::{RevocationError, RevocationLog};
 use access::secret::SecretName;
 use access::vocabulary::{Revocation, RevocationKind};
-use identity::{Authority, PeerClass, SpiffeId, TicketBook};
+use identity::{Authority, EntryBook, PeerClass, SpiffeId};
 use keys::Signer;
 use serde::{Deserialize, Serialize};
 
@@ -25,8 +25,8 @@ pub struct State {
     pub schedule: Schedule,
     /// Members.
     pub registry: Registry,
-    /// Tickets.
-    pub tickets: TicketBook,
+    /// Who may enrol.
+    pub entries: EntryBook,
     /// Revocations and the guards' leases.
     pub revocations: RevocationLog,
     /// Incidents.
@@ -99,7 +99,7 @@ impl State {
         Ok(Self {
             schedule,
             registry: Registry::new(database.all(Table::Members)?),
-            tickets: database.get(Table::Tickets, "book")?.unwrap_or_default(),
+            entries: database.get(Table::Tickets, "book")?.unwrap_or_default(),
             revocations: RevocationLog::restore(revocations, now_ms)?,
             incidents: incidents.into_iter().map(|incident| (incident.id.clone(), incident)).collect(),
             proposals: proposals.into_iter().map(|proposal| (proposal.id.clone(), proposal)).collect(),

@@ -13,6 +13,8 @@
 
 #[path = "routes/crashes.rs"]
 mod crashes;
+#[path = "routes/enrolment.rs"]
+mod enrolment;
 #[path = "routes/isolation.rs"]
 mod isolation;
 #[path = "routes/rotation.rs"]
@@ -123,6 +125,7 @@ fn operator_rows() -> Vec<Row> {
         get("/v1/proposals", operator),
         get("/v1/equity", operator),
         get("/v1/keys", operator),
+        get("/v1/entries", operator),
         post("/v1/keys/rotate", |_| aim("all"), operator),
         Row {
             then: Some("bad_bundles"),
@@ -138,6 +141,7 @@ fn operator_rows() -> Vec<Row> {
         post("/v1/approvals", |approval| Some(json!(approval)), operator),
         post("/v1/proposals", |_| propose(&agent("agent-3")), operator),
         post("/v1/tickets", |_| aim(agent("agent-5").as_str()), operator),
+        post("/v1/remove/agent", |_| aim(agent("agent-6").as_str()), operator),
         post("/v1/revoke/grant", |_| aim(GRANT), operator),
         post("/v1/revoke/agent", |_| aim(agent("agent-4").as_str()), operator),
         post("/v1/kill", |_| aim("everything"), operator),
@@ -274,7 +278,7 @@ async fn operators() -> Matrix {
     let peer = peer_of(&house, PeerClass::Operators).await;
     for (who, proposer) in [("operator", operator("second")), ("operator, own proposal", peer.id.clone())] {
         let world = World::new();
-        for name in ["agent-2", "agent-3", "agent-4"] {
+        for name in ["agent-2", "agent-3", "agent-4", "agent-6"] {
             world.enrol(&agent(name), 1, [1; 32]);
         }
         for name in ["agent-2", "agent-3"] {

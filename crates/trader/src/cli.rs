@@ -5,10 +5,11 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::keys_command::{EnrolArgs, KeysCommand, TicketCommand};
+use crate::enrol_command::{EnrolArgs, RemoveArgs, TicketCommand};
+use crate::keys_command::KeysCommand;
 use crate::output::{Failure, Outcome, say};
 use crate::secret_command::SecretCommand;
-use crate::{audit_log, data, explain, keys_command, processes, secret_command, show, up};
+use crate::{audit_log, data, enrol_command, explain, keys_command, processes, secret_command, show, up};
 
 /// Trades stocks by itself, in processes that do not trust each other.
 #[derive(Parser)]
@@ -47,13 +48,13 @@ enum Command {
     Init(keys_command::InitArgs),
     /// Show how the run stands; money in its JSON is in millionths of a dollar
     Status(Ask),
-    /// Agents: list, enrol, revoke, reinstate
+    /// Agents: list, enrol, revoke, reinstate, remove
     #[command(subcommand)]
     Agent(AgentCommand),
     /// Keys: status, rotate, taint; of domains: domains, rewrap, destroy; of the stores: shares, recover
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Tickets: create
+    /// Tickets: create, list
     #[command(subcommand)]
     Ticket(TicketCommand),
     /// Secrets that management keeps for the desk and agents: put, list, remove
@@ -96,6 +97,8 @@ enum AgentCommand {
     Reinstate(TwoPersonArgs),
     /// Redeem a ticket for an identity, on the node that it was made for
     Enrol(EnrolArgs),
+    /// End a member's identity for good; a new ticket lets its name enrol anew
+    Remove(RemoveArgs),
 }
 
 #[derive(Subcommand)]
@@ -211,8 +214,11 @@ fn run(command: Command) -> Outcome {
         Command::Init(args) => keys_command::init(&args),
         Command::Keys(command) => current_thread()?.block_on(keys_command::keys(&command)),
         Command::Secret(command) => current_thread()?.block_on(secret_command::secret(&command)),
-        Command::Ticket(command) => current_thread()?.block_on(keys_command::ticket(&command)),
-        Command::Agent(AgentCommand::Enrol(args)) => current_thread()?.block_on(keys_command::enrol(&args)),
+        Command::Ticket(command) => current_thread()?.block_on(enrol_command::ticket(&command)),
+        Command::Agent(AgentCommand::Enrol(args)) => current_thread()?.block_on(enrol_command::enrol(&args)),
+        Command::Agent(AgentCommand::Remove(args)) => {
+            current_thread()?.block_on(enrol_command::remove(&args))
+        }
         Command::Status(ask) => current_thread()?.block_on(show::status(&ask)),
         Command::Agent(AgentCommand::List(ask)) => current_thread()?.block_on(show::agents(&ask)),
         Command::Agent(AgentCommand::Revoke(args)) => {

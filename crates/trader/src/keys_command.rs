@@ -1,15 +1,15 @@
-//! Commands around keys: where they live, how old they are, how they are replaced; and who may enrol.
+//! Commands around keys: where they live, how old they are, how they are replaced.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use identity::{PeerClass, SpiffeId};
+use identity::PeerClass;
 use management::bootstrap::{self, KeysAt};
 use management::routes::{Aim, BundlesBody, KeysView};
 use serde_json::json;
 use wire::files;
-use wire::layout::{Layout, Topology, read_json};
+use wire::layout::Layout;
 
 use crate::cli::{Ask, Dir};
 use crate::operator::Operator;
@@ -78,34 +78,6 @@ pub(crate) struct TaintArgs {
     /// Do it; without it, what would be done is shown
     #[arg(long)]
     pub(crate) yes: bool,
-    #[command(flatten)]
-    pub(crate) ask: Ask,
-}
-
-/// Tickets with which a node enrols.
-#[derive(Subcommand)]
-pub(crate) enum TicketCommand {
-    /// Make a ticket: good once, for 30 minutes, for this name alone
-    Create(TicketArgs),
-}
-
-/// For whom.
-#[derive(Args)]
-pub(crate) struct TicketArgs {
-    /// Name of the agent, such as agent-4, or a SPIFFE ID
-    pub(crate) name: String,
-    #[command(flatten)]
-    pub(crate) ask: Ask,
-}
-
-/// Enrols with a ticket.
-#[derive(Args)]
-pub(crate) struct EnrolArgs {
-    /// Name of the agent, as the ticket was made for
-    pub(crate) name: String,
-    /// File with the ticket, or - for standard input
-    #[arg(long, value_name = "FILE", default_value = "-")]
-    pub(crate) ticket: String,
     #[command(flatten)]
     pub(crate) ask: Ask,
 }
@@ -265,49 +237,4 @@ async fn taint(args: &TaintArgs) -> Outcome {
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-}
-
-fn agent_id(layout: &Layout, name: &str) -> Result<SpiffeId, Failure> {
-    if name.starts_with("spiffe://") {
-        return name.parse().map_err(Failure::refused);
-    }
-    let (_, bundle) = bootstrap::bundle(layout).map_err(Failure::refused)?;
-    SpiffeId::agent(&bundle.trust_domain, name).map_err(Failure::refused)
-}
-
-pub(crate) async fn ticket(command: &TicketCommand) -> Outcome {
-    let TicketCommand::Create(args) = command;
-    let id = agent_id(&Layout::new(&args.ask.dir.dir), &args.name)?;
-    let aim = Aim { target: id.to_string(), reason: "by hand".into() };
-    let answer: serde_json::Value = Operator::of(&args.ask)?.post("/v1/tickets", &aim).await?;
-    if args.ask.json {
-        return json(&answer);
-    }
-    line(answer.get("ticket").and_then(serde_json::Value::as_str).unwrap_or_default());
-    say(&format!("good once, within 30 minutes, for {id}"));
-    Ok(())
-}
-
-/// Redeems a ticket for an identity in the state directory.
-pub(crate) async fn enrol(args: &EnrolArgs) -> Outcome {
-    let layout = Layout::new(&args.ask.dir.dir);
-    let id = agent_id(&layout, &args.name)?;
-    let mut text = zeroize::Zeroizing::new(String::new());
-    if args.ticket == "-" {
-        std::io::stdin().read_line(&mut text).map_err(Failure::broken)?;
-    } else {
-        let bytes = files::read_private(std::path::Path::new(&args.ticket)).map_err(Failure::refused)?;
-        *text = String::from_utf8_lossy(&bytes).into_owned();
-    }
-    let topology: Topology = read_json(&layout.topology()).map_err(Failure::refused)?;
-    let members = topology.management.get(PeerClass::Agents.as_str()).copied();
-    let members = members.ok_or_else(|| Failure::broken("management has no listener for agents"))?;
-    let directory = layout.identity(&management::routes::process_name(&id));
-    let enrolled = wire::enrol::enrol(topology.enrolment, members, text.trim(), &id, &directory).await;
-    let identity = enrolled.map_err(Failure::refused)?;
-    if args.ask.json {
-        return json(&json!({ "id": id, "epoch": identity.epoch(), "expires": identity.expires() }));
-    }
-    line(&format!("{id} is enrolled, epoch {}; its keys are in {}", identity.epoch(), directory.display()));
-    Ok(())
 }

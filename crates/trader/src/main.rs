@@ -7,6 +7,7 @@ mod audit_log;
 mod cli;
 mod console;
 mod data;
+mod enrol_command;
 mod explain;
 mod first_start;
 mod keys_command;

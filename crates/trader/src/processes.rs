@@ -139,9 +139,8 @@ async fn enrol(layout: &Layout, process: &Process) -> Outcome {
     let members = topology.management.get(class).copied();
     let members =
         members.ok_or_else(|| Failure::broken(format!("management has no listener for {class}")))?;
-    wire::enrol::enrol(topology.enrolment, members, ticket, &id, &directory)
-        .await
-        .map_err(Failure::refused)?;
+    let at = crate::enrol_command::newcomers_at(layout, &topology);
+    wire::enrol::enrol(at, members, ticket, &id, &directory).await.map_err(Failure::refused)?;
     Ok(())
 }
 
@@ -160,14 +159,14 @@ async fn run_balancer(layout: &Layout, stop: watch::Receiver<bool>) -> Outcome {
 }
 
 /// SHA-256 of the running program, for the record of its start.
-fn digest_of_program() -> Result<String, Failure> {
+pub(crate) fn digest_of_program() -> Result<String, Failure> {
     let program = std::fs::File::open("/proc/self/exe").map_err(Failure::broken)?;
     digest_of(program).map(|digest| digest.to_string()).map_err(Failure::broken)
 }
 
 /// SHA-256 of all that can be read, piece by piece: every process does this while it starts, all at the same time, and the
 /// program is tens of megabytes.
-fn digest_of(mut from: impl Read) -> io::Result<keys::Digest> {
+pub(crate) fn digest_of(mut from: impl Read) -> io::Result<keys::Digest> {
     let mut hasher = keys::Hasher::default();
     let mut piece = vec![0; PIECE_BYTES];
     loop {

@@ -241,7 +241,7 @@ pub(crate) async fn strike(args: &TargetArgs, path: &str) -> Outcome {
     proven(&args.ask, &proof)
 }
 
-fn proven(ask: &Ask, proof: &RevocationProof) -> Outcome {
+pub(crate) fn proven(ask: &Ask, proof: &RevocationProof) -> Outcome {
     if ask.json {
         json(proof)?;
     } else {

@@ -10,11 +10,12 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use identity::entry::UnixProgram;
+use identity::{Limits, Requirements};
 use management::bootstrap;
-use management::routes::{AgentView, Summary};
+use management::routes::{AgentView, Summary, TicketBody};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 use wire::files;
@@ -77,6 +78,8 @@ pub(crate) struct Supervisor {
     layout: Layout,
     trust_domain: String,
     operator: Operator,
+    /// What its processes must show besides their tickets: that they are this very program, of this very user.
+    own_program: Option<UnixProgram>,
     watched: Vec<Watched>,
     /// When it was last asked whether a revoked process was reinstated.
     asked: Instant,
@@ -91,6 +94,7 @@ impl Supervisor {
             layout,
             trust_domain: bundle.trust_domain,
             operator,
+            own_program: own_program()?,
             watched: Vec::new(),
             asked: Instant::now(),
         };
@@ -202,8 +206,15 @@ impl Supervisor {
         if lasts && !self.is_watched_as_revoked(process) {
             return Ok(None);
         }
-        let aim = json!({ "target": id, "reason": "to be started" });
-        let answer: serde_json::Value = self.operator.post("/v1/tickets", &aim).await?;
+        let body = TicketBody {
+            target: id.to_string(),
+            reason: "to be started".into(),
+            requires: Requirements { unix: self.own_program.clone(), ..Requirements::default() },
+            limits: Limits::default(),
+            ttl_s: None,
+            keep_removed: true,
+        };
+        let answer: serde_json::Value = self.operator.post("/v1/tickets", &body).await?;
         Ok(answer.get("ticket").and_then(serde_json::Value::as_str).map(str::to_owned))
     }
 
@@ -217,7 +228,8 @@ impl Supervisor {
         let Some(watched) = self.watched.get_mut(index) else { return };
         let name = watched.process.name();
         say(&format!("{name} cannot be started: {}", failure.words()));
-        watched.revoked |= failure.words().starts_with("quarantined");
+        let waits = |code: &&str| failure.words().starts_with(*code);
+        watched.revoked |= ["quarantined", "removed"].iter().any(waits);
         watched.restart_at = Some(Instant::now() + watched.pause);
         watched.pause = (watched.pause * 2).min(RESTART.1);
     }
@@ -237,7 +249,8 @@ impl Supervisor {
                         watched.revoked = status.code() == Some(REVOKED);
                         if watched.revoked {
                             say(&format!(
-                                "{name} was revoked; `trader agent reinstate {name}` brings it back"
+                                "{name} was revoked; `trader agent reinstate {name}` brings it back, or a new ticket if \
+                                 it was removed"
                             ));
                             continue;
                         }
@@ -254,17 +267,27 @@ impl Supervisor {
                 continue;
             }
             let due = watched.restart_at.is_some_and(|at| Instant::now() >= at);
+            let mut enrolled = false;
             let launch = if watched.revoked {
                 if reinstated.is_none() && ask {
                     self.asked = Instant::now();
                     reinstated = self.operator.get("/v1/agents").await.ok();
                 }
-                let back = |agent: &AgentView| agent.name == name && agent.status == "reinstated";
-                reinstated.as_ref().is_some_and(|agents| agents.iter().any(back))
+                let agent =
+                    reinstated.as_ref().and_then(|agents| agents.iter().find(|agent| agent.name == name));
+                // Somebody enrolled it anew by hand, and its identity lies there: it needs no ticket.
+                enrolled = agent.is_some_and(|agent| {
+                    let held = Identity::load(&self.layout.identity(&name));
+                    agent.status == "active" && held.is_ok_and(|held| held.epoch() == agent.epoch)
+                });
+                enrolled || agent.is_some_and(|agent| agent.status == "reinstated")
             } else {
                 due
             };
             if launch {
+                if let Some(watched) = self.watched.get_mut(index).filter(|_| enrolled) {
+                    watched.revoked = false;
+                }
                 match self.launch(index).await {
                     Ok(()) => {
                         if let Some(watched) = self.watched.get_mut(index) {
@@ -309,6 +332,19 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// What the processes of this machine must show. A kernel that cannot tell who is at the other end of a socket leaves
+/// them with their tickets, which say so.
+fn own_program() -> Result<Option<UnixProgram>, Failure> {
+    if !wire::listener::kernel_tells_programs() {
+        say(
+            "this kernel cannot tell programs apart (Linux 6.5 can): processes enrol with their tickets alone",
+        );
+        return Ok(None);
+    }
+    let executables = [crate::processes::digest_of_program()?].into();
+    Ok(Some(UnixProgram { uid: nix::unistd::geteuid().as_raw(), executables }))
 }
 
 fn terminate(child: &Child) {

@@ -8,6 +8,7 @@
 use std::error::Error;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -27,6 +28,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
+use crate::listener::{self, Stream};
 use crate::problem::Problem;
 use crate::server::{BODY_BYTES_MAX, HEADER_READ_TIMEOUT};
 use crate::tls::{self, Credentials, Identity, WireError};
@@ -166,6 +168,8 @@ struct Shared {
     /// Whose connections these are; a client with one identity for ever has none.
     credentials: Option<Credentials>,
     address: SocketAddr,
+    /// The peer's socket on this machine, where it is asked there.
+    socket: Option<PathBuf>,
     idle: Mutex<Vec<Idle>>,
 }
 
@@ -196,15 +200,25 @@ impl Client {
     ) -> Result<Self, WireError> {
         let credentials = credentials.into();
         let tls = tls::client_config(&credentials, expects, id)?;
-        Ok(Self::assemble(tls, Some(credentials), address))
+        Ok(Self::assemble(tls, Some(credentials), address, None))
     }
 
     pub(crate) fn with_config(tls: Arc<ClientConfig>, address: SocketAddr) -> Self {
-        Self::assemble(tls, None, address)
+        Self::assemble(tls, None, address, None)
     }
 
-    fn assemble(tls: Arc<ClientConfig>, credentials: Option<Credentials>, address: SocketAddr) -> Self {
-        Self { shared: Arc::new(Shared { tls, credentials, address, idle: Mutex::new(Vec::new()) }) }
+    /// A client that asks at a socket of this machine what listens at the address as well.
+    pub(crate) fn at_socket(tls: Arc<ClientConfig>, address: SocketAddr, socket: PathBuf) -> Self {
+        Self::assemble(tls, None, address, Some(socket))
+    }
+
+    fn assemble(
+        tls: Arc<ClientConfig>,
+        credentials: Option<Credentials>,
+        address: SocketAddr,
+        socket: Option<PathBuf>,
+    ) -> Self {
+        Self { shared: Arc::new(Shared { tls, credentials, address, socket, idle: Mutex::new(Vec::new()) }) }
     }
 
     fn identity(&self) -> Option<Weak<Identity>> {
@@ -382,10 +396,14 @@ impl Client {
     async fn connect(&self) -> Result<Sender, ClientError> {
         let address = self.shared.address;
         let connecting = async {
-            let stream = match TcpStream::connect(address).await.and_then(|stream| {
-                stream.set_nodelay(true)?;
-                Ok(stream)
-            }) {
+            let stream = match &self.shared.socket {
+                Some(path) => listener::connect(path).await,
+                None => TcpStream::connect(address).await.and_then(|stream| {
+                    stream.set_nodelay(true)?;
+                    Ok(Stream::Network(stream))
+                }),
+            };
+            let stream = match stream {
                 Ok(stream) => stream,
                 Err(source) => return Err(ClientError::Connect { address, source }),
             };

@@ -9,12 +9,14 @@
 //! root.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use identity::attest::challenge::ChallengeReply;
+use identity::attest::{Evidence, LocalProgram};
 use identity::{AuthorityCertificate, IdentityError, PeerClass, SignedBundle, SpiffeId, Ticket};
 use keys::VerifyingKey;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -28,11 +30,24 @@ use webpki::KeyUsage;
 use crate::api::{KeyChallenge, KeyOffer};
 use crate::client::{Client, ClientError};
 use crate::own_keys::OwnKeys;
+use crate::proofs::Proofs;
 use crate::renew;
 use crate::tls::{self, ClassVerifier, Credentials, Identity, ServerTls, Trust, WireError};
 
 /// The route of enrolment; a POST of [`EnrolRequest`], answered with [`EnrolReply`].
 pub const ENROL_PATH: &str = "/v1/enrol";
+
+/// The route of the step before, for who has more to show than a ticket; a POST of a
+/// [`ChallengeRequest`](identity::attest::challenge::ChallengeRequest), answered with
+/// [`ChallengeReply`].
+pub const CHALLENGE_PATH: &str = "/v1/enrol/challenge";
+
+/// Every refusal at the newcomers' door is answered this long after its request has arrived, so that the time says
+/// nothing of the reason.
+pub const REFUSED_AFTER: Duration = Duration::from_millis(250);
+
+/// Largest body at the newcomers' door, in bytes.
+pub const ENROL_BYTES_MAX: usize = 64 * 1024;
 
 /// How long a newcomer waits for management to come up.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -49,6 +64,8 @@ pub struct Newcomer {
     pub spki_der: Vec<u8>,
     /// Its SHA-256.
     pub key: [u8; 32],
+    /// Which program it is, where it came by the socket and the kernel told.
+    pub local: Option<LocalProgram>,
 }
 
 impl Newcomer {
@@ -56,7 +73,7 @@ impl Newcomer {
     pub(crate) fn of(certificate: &[u8]) -> Option<Self> {
         let spki_der = identity::leaf::newcomer_key(certificate).ok()?;
         let key = keys::Digest::of(&spki_der).0;
-        Some(Self { spki_der, key })
+        Some(Self { spki_der, key, local: None })
     }
 }
 
@@ -70,6 +87,30 @@ pub struct EnrolRequest {
     pub id: SpiffeId,
     /// Its keys; the TLS key is the one that it connected with.
     pub offer: KeyOffer,
+    /// What else it shows.
+    #[serde(default)]
+    pub evidence: Evidence,
+}
+
+/// Where management listens to newcomers.
+#[derive(Debug, Clone)]
+pub struct At {
+    address: SocketAddr,
+    socket: Option<PathBuf>,
+}
+
+impl From<SocketAddr> for At {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, socket: None }
+    }
+}
+
+impl At {
+    /// The socket of this machine, rather than the address.
+    #[must_use]
+    pub fn socket(address: SocketAddr, socket: PathBuf) -> Self {
+        Self { address, socket: Some(socket) }
+    }
 }
 
 /// What it gets.
@@ -99,21 +140,36 @@ pub fn enrolment_server_config(credentials: impl Into<Credentials>) -> Result<Se
 /// [`WireError::Enrolment`] when management cannot be reached, is not management, or refuses,
 /// [`WireError::Renewal`] when it does not take the keys.
 pub async fn enrol(
-    address: SocketAddr,
+    at: impl Into<At>,
     members: SocketAddr,
     ticket: &str,
     id: &SpiffeId,
     directory: &Path,
 ) -> Result<Identity, WireError> {
+    enrol_showing(at, members, ticket, id, directory, Proofs::default()).await
+}
+
+/// As [`enrol`], and shows more than the ticket.
+///
+/// # Errors
+/// As [`enrol`], and [`WireError::Proof`] when it cannot be shown.
+pub async fn enrol_showing(
+    at: impl Into<At>,
+    members: SocketAddr,
+    ticket: &str,
+    id: &SpiffeId,
+    directory: &Path,
+    proofs: Proofs,
+) -> Result<Identity, WireError> {
     let ticket = Ticket::parse(ticket)?;
-    let keys = OwnKeys::generate()?;
     let verifier =
         ManagementVerifier { root: *ticket.root(), management: SpiffeId::management(id.trust_domain())? };
-    let shown = tls::fixed(vec![keys.self_signed()?], keys.tls_signer()?);
-    let client = Client::with_config(tls::client(Arc::new(verifier), shown)?, address);
+    let keys = OwnKeys::generate()?;
+    let client = newcomers_client(Arc::new(verifier), &keys, at.into())?;
     let offer = renew::first_offer(&keys, id);
-    let request = EnrolRequest { ticket: ticket.to_text().to_string(), id: id.clone(), offer };
-    let reply = ask(&client, &request).await.map_err(WireError::Enrolment)?;
+    let evidence = evidence(&client, proofs, id, &offer).await?;
+    let request = EnrolRequest { ticket: ticket.to_text().to_string(), id: id.clone(), offer, evidence };
+    let reply: EnrolReply = ask(&client, ENROL_PATH, &request).await?;
 
     let certificate = BASE64_STANDARD
         .decode(&reply.challenge.certificate)
@@ -127,16 +183,51 @@ pub async fn enrol(
     Arc::into_inner(identity).map_or_else(|| Identity::load(directory), Ok)
 }
 
+/// A client with nothing but a key, which trusts whom the verifier says.
+pub(crate) fn newcomers_client(
+    verifier: Arc<dyn ServerCertVerifier>,
+    keys: &OwnKeys,
+    at: At,
+) -> Result<Client, WireError> {
+    let shown = tls::fixed(vec![keys.self_signed()?], keys.tls_signer()?);
+    let tls = tls::client(verifier, shown)?;
+    Ok(match at.socket {
+        Some(socket) => Client::at_socket(tls, at.address, socket),
+        None => Client::with_config(tls, at.address),
+    })
+}
+
+/// What there is to show, for a challenge that management makes for this connection's key.
+async fn evidence(
+    client: &Client,
+    proofs: Proofs,
+    id: &SpiffeId,
+    offer: &KeyOffer,
+) -> Result<Evidence, WireError> {
+    if proofs.is_empty() {
+        return Ok(Evidence::default());
+    }
+    let ended = |_| WireError::Proof("what was to be shown could not be made".to_owned());
+    let making = tokio::task::spawn_blocking(move || proofs.request().map(|request| (proofs, request)));
+    let (proofs, request) = making.await.map_err(ended)??;
+    let challenge: ChallengeReply = ask(client, CHALLENGE_PATH, &request).await?;
+    let (id, keys) = (id.clone(), offer.keys.clone());
+    let showing = tokio::task::spawn_blocking(move || proofs.show(&challenge, &id, &keys));
+    showing.await.map_err(ended)?
+}
+
 /// Asks until management listens. Only a connection that never came about is tried again: a ticket works
 /// once, so after anything else a second try would be refused and hide the first error.
-async fn ask(client: &Client, request: &EnrolRequest) -> Result<EnrolReply, ClientError> {
+async fn ask<T: serde::de::DeserializeOwned>(
+    client: &Client,
+    path: &str,
+    request: &impl Serialize,
+) -> Result<T, WireError> {
     let until = Instant::now() + WAIT_MAX;
     loop {
-        let reply =
-            client.call_json(hyper::Method::POST, ENROL_PATH, &[], Some(request), REQUEST_TIMEOUT).await;
-        match reply {
+        match client.call_json(hyper::Method::POST, path, &[], Some(request), REQUEST_TIMEOUT).await {
             Err(ClientError::Connect { .. }) if Instant::now() < until => tokio::time::sleep(RETRY).await,
-            other => return other,
+            other => return other.map_err(WireError::Enrolment),
         }
     }
 }

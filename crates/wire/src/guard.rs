@@ -20,16 +20,19 @@ use audit::record::Record;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Extension, State};
+use axum::extract::{DefaultBodyLimit, Extension, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 
 use tokio::sync::watch;
 
-use crate::enrol::{ENROL_PATH, EnrolReply, EnrolRequest, Newcomer};
+use crate::enrol::{
+    CHALLENGE_PATH, ENROL_BYTES_MAX, ENROL_PATH, EnrolReply, EnrolRequest, Newcomer, REFUSED_AFTER,
+};
 use crate::journal::{Journal, JournalError, told, unix_ms};
 use crate::problem::Problem;
 use crate::tls::Peer;
+use identity::attest::challenge::{ChallengeReply, ChallengeRequest};
 
 /// The header that carries a grant.
 pub const GRANT_HEADER: &str = "x-grant";
@@ -533,23 +536,44 @@ fn decision(ask: &Ask<'_>, verdict: &Verdict) -> Option<Record> {
     })
 }
 
-/// The one route of the enrolment listener. Its door is the ticket: whoever has none gets nothing, and a refusal says no
-/// more than that.
-pub fn enrolment_router<F>(enrol: F) -> Router
+/// The routes of the enrolment listener. Its door is the ticket: whoever has none gets nothing, and a refusal says no
+/// more than that, in words or by the time that it takes.
+pub fn enrolment_router<C, E>(challenge: C, enrol: E) -> Router
 where
-    F: Fn(Newcomer, EnrolRequest) -> Result<EnrolReply, Problem> + Clone + Send + Sync + 'static,
+    C: Fn(Newcomer, ChallengeRequest) -> Result<ChallengeReply, Problem> + Clone + Send + Sync + 'static,
+    E: Fn(Newcomer, EnrolRequest) -> Result<EnrolReply, Problem> + Clone + Send + Sync + 'static,
 {
-    let handler = move |Extension(newcomer): Extension<Newcomer>, body: Bytes| {
-        let enrol = enrol.clone();
-        async move {
-            let reply =
-                from_json(&body).and_then(|request| enrol(newcomer, request)).and_then(|reply| json(&reply));
-            reply.unwrap_or_else(IntoResponse::into_response)
-        }
+    let challenge = move |Extension(newcomer): Extension<Newcomer>, body: Bytes| {
+        let challenge = challenge.clone();
+        async move { at_the_door(&body, |request| challenge(newcomer, request)).await }
     };
-    Router::new().route(ENROL_PATH, axum::routing::post(handler)).fallback(|| async {
-        Problem::not_found("no_such_route", "there is nothing at this path").into_response()
-    })
+    let enrol = move |Extension(newcomer): Extension<Newcomer>, body: Bytes| {
+        let enrol = enrol.clone();
+        async move { at_the_door(&body, |request| enrol(newcomer, request)).await }
+    };
+    Router::new()
+        .route(CHALLENGE_PATH, axum::routing::post(challenge))
+        .route(ENROL_PATH, axum::routing::post(enrol))
+        .layer(DefaultBodyLimit::max(ENROL_BYTES_MAX))
+        .fallback(|| async {
+            Problem::not_found("no_such_route", "there is nothing at this path").into_response()
+        })
+}
+
+/// Answers a newcomer; with a refusal, after a time that says nothing.
+async fn at_the_door<Q, R>(body: &[u8], answer: impl FnOnce(Q) -> Result<R, Problem>) -> Response
+where
+    Q: serde::de::DeserializeOwned,
+    R: serde::Serialize,
+{
+    let arrived = tokio::time::Instant::now();
+    match from_json(body).and_then(answer).and_then(|reply| json(&reply)) {
+        Ok(reply) => reply,
+        Err(problem) => {
+            tokio::time::sleep_until(arrived + REFUSED_AFTER).await;
+            problem.into_response()
+        }
+    }
 }
 
 /// Answers with JSON.

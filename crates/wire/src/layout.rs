@@ -58,6 +58,12 @@ impl Layout {
         self.process("management").join("log")
     }
 
+    /// The socket at which management listens to newcomers of this machine.
+    #[must_use]
+    pub fn enrolment_socket(&self) -> PathBuf {
+        self.process("management").join("enrolment.sock")
+    }
+
     /// Class authorities and the grant and log keys: read by management only.
     #[must_use]
     pub fn authorities(&self) -> PathBuf {

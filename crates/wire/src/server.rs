@@ -26,7 +26,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use identity::SpiffeId;
-use tokio::net::{TcpListener, TcpStream};
+use identity::attest::LocalProgram;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -34,6 +34,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::enrol::Newcomer;
 use crate::journal::told;
+use crate::listener::{Listener, Stream};
 use crate::problem::Problem;
 use crate::tls::{self, Door, Peer, ServerTls};
 
@@ -191,6 +192,14 @@ impl Caller {
         }
     }
 
+    /// The same, and which program it is, where the kernel told.
+    fn at(self, local: Option<LocalProgram>) -> Self {
+        match self {
+            Self::Newcomer(newcomer) => Self::Newcomer(Newcomer { local, ..newcomer }),
+            peer @ Self::Peer(_) => peer,
+        }
+    }
+
     fn id(&self) -> Option<&SpiffeId> {
         match self {
             Self::Peer(peer) => Some(&peer.id),
@@ -220,13 +229,14 @@ struct Shared {
 /// finish for [`STOP_GRACE`]. Requests carry an `Extension<Peer>`, at the newcomers' door an
 /// `Extension<Newcomer>`.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     tls: ServerTls,
     router: Router,
     options: ServerOptions,
     connections: Arc<Connections>,
     mut stop: watch::Receiver<bool>,
 ) {
+    let listener = listener.into();
     let permits = Arc::new(Semaphore::new(options.connections_max.min(CONNECTIONS_MAX)));
     let shared = Arc::new(Shared {
         acceptor: TlsAcceptor::from(tls.config),
@@ -245,7 +255,7 @@ pub async fn serve(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => match permits.clone().try_acquire_owned() {
+            Ok(stream) => match permits.clone().try_acquire_owned() {
                 Ok(permit) => {
                     let (shared, stop) = (shared.clone(), stop_for_connections.clone());
                     tasks.spawn(async move {
@@ -267,11 +277,14 @@ pub async fn serve(
     let _ = tokio::time::timeout(STOP_GRACE * 2, ended).await;
 }
 
-async fn connection(stream: TcpStream, shared: &Shared, mut stop: watch::Receiver<bool>) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection ended before its handshake");
-        return;
-    }
+async fn connection(stream: Stream, shared: &Shared, mut stop: watch::Receiver<bool>) {
+    let local = match stream.arrive().await {
+        Ok(local) => local,
+        Err(error) => {
+            tracing::debug!(%error, "a connection ended before its handshake");
+            return;
+        }
+    };
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, shared.acceptor.accept(stream));
     let stream = match handshake.await {
         Ok(Ok(stream)) => stream,
@@ -291,6 +304,7 @@ async fn connection(stream: TcpStream, shared: &Shared, mut stop: watch::Receive
         tracing::warn!("a verified certificate says nothing that this door takes");
         return;
     };
+    let caller = caller.at(local);
     let Some(mut entered) = shared.connections.enter(caller.id().cloned()) else {
         tracing::warn!(peer = ?caller.id(), "a connection was closed at once: the peer has too many");
         return;

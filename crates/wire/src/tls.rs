@@ -74,6 +74,9 @@ pub enum WireError {
     /// Management could not be asked, or refused.
     #[error("enrolment failed: {0}")]
     Enrolment(ClientError),
+    /// What a newcomer wants to show besides its ticket cannot be shown.
+    #[error("{0}")]
+    Proof(String),
     /// Management could not be asked about new keys, or refused them.
     #[error("the keys were not taken: {0}")]
     Renewal(ClientError),
@@ -528,7 +531,7 @@ pub(crate) fn fixed(
 }
 
 /// The one provider, with the post-quantum hybrid first.
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519];
     Arc::new(provider)

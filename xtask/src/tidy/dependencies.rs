@@ -15,6 +15,7 @@ pub(crate) const PAGE: &str = "docs/dependencies.md";
 const DOORS: &[(&str, &[&str], &str)] = &[
     ("aes-gcm", &["keys"], "what is encrypted is bound to its place in one way"),
     ("argon2", &["keys"], "a passphrase is stretched in one way"),
+    ("aws-lc-rs", &["identity"], "what a TPM says is verified in one place"),
     ("cryptoki", &["keystore"], "a device with keys has one door"),
     ("hpke", &["keys"], "what is sealed is sealed in one way"),
     ("cedar-policy", &["access"], "policy is decided in one place"),
@@ -23,7 +24,7 @@ const DOORS: &[(&str, &[&str], &str)] = &[
     ("landlock", &["sandbox"], "cells are built in one place"),
     ("rcgen", &["identity", "wire"], "certificates are made in identity; wire draws the peers' TLS keys"),
     ("rusqlite", &["store", "management"], "a database is opened by its own domain only"),
-    ("rustls-webpki", &["wire"], "certificates are verified in one place"),
+    ("rustls-webpki", &["identity", "wire"], "of peers in wire, of hosts that enrol in identity"),
     ("seccompiler", &["sandbox"], "cells are built in one place"),
     ("tokio-rustls", &["wire"], "connections are made in one place"),
 ];

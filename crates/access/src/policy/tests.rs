@@ -179,6 +179,7 @@ fn stopping_takes_one_person_and_enabling_takes_two() {
             | OperatorAction::Quarantine
             | OperatorAction::Kill
             | OperatorAction::CreateTicket
+            | OperatorAction::RemoveAgent
             | OperatorAction::RotateKeys
             | OperatorAction::ReplaceAuthority
             | OperatorAction::PutSecret

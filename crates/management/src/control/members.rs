@@ -1,4 +1,4 @@
-//! Who gets an identity.
+//! The keys of members: certified, proven, followed, retired.
 
 use std::collections::BTreeMap;
 
@@ -6,91 +6,21 @@ use access::vocabulary::RevocationKind;
 use audit::record::Record;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use identity::attest::Attested;
 use identity::keyring::{HeldSet, KeyRefusal};
-use identity::{KeySet, KeyUse, Keyring, PeerClass, SpiffeId};
+use identity::{KeySet, KeyUse, PeerClass, SpiffeId};
 use keys::sealing::{Channel, Context, SealingPublicKey};
 use wire::api::{KeyChallenge, KeyOffer, KeyProof, StatusReply};
-use wire::enrol::Newcomer;
 use wire::journal::unix_ms;
 use wire::tls::Peer;
 
 use super::{Control, ControlError, SCHEDULER, Struck, put_member, random, refused};
 use crate::bootstrap::LEAF_TTL_S;
-use crate::database::{Table, Writes};
+use crate::database::Writes;
 use crate::registry::Member;
 use crate::state::State;
 
 impl Control {
-    /// Makes a ticket. Nobody gets one who is quarantined.
-    ///
-    /// # Errors
-    /// When the id is quarantined or of no class that enrols.
-    pub fn create_ticket(&self, id: &SpiffeId) -> Result<identity::Ticket, ControlError> {
-        let mut state = self.state();
-        if state.registry.get(id).is_some_and(|member| member.quarantined) {
-            return Err(refused("quarantined", format!("{id} gets no ticket until two people reinstate it")));
-        }
-        // Journals and the sentinel go by these names: an agent that could call itself otherwise would be taken for another.
-        let fits = match PeerClass::of(id) {
-            None | Some(PeerClass::Management | PeerClass::Operators) => false,
-            Some(PeerClass::Agents) => id.name().starts_with("agent-"),
-            Some(_) => true,
-        };
-        if !fits {
-            return Err(refused("wrong_name", "tickets are for units, the desk and agents named agent-…"));
-        }
-        let secret = random::<32>()?;
-        let now = unix_ms() / 1_000;
-        state
-            .tickets
-            .create(id, &secret, now, identity::ticket::TICKET_TTL_S)
-            .map_err(|error| refused("no_ticket", error.to_string()))?;
-        let mut writes = Writes::default();
-        writes.put(Table::Tickets, "book", &state.tickets)?;
-        self.store(&writes);
-        Ok(identity::Ticket::new(secret, self.authorities().root))
-    }
-
-    /// Redeems a ticket: certifies the keys that come with it. They count once they are proven; see
-    /// [`Control::activate_keys`].
-    ///
-    /// # Errors
-    /// When the ticket is not good for that id; outside, every refusal looks the same.
-    pub fn enrol(
-        &self,
-        secret: &[u8; 32],
-        id: &SpiffeId,
-        newcomer: &Newcomer,
-        offer: &KeyOffer,
-    ) -> Result<KeyChallenge, ControlError> {
-        let mut state = self.state();
-        let now = unix_ms() / 1_000;
-        let redeemed = state.tickets.redeem(secret, id, now);
-        let mut writes = Writes::default();
-        writes.put(Table::Tickets, "book", &state.tickets)?;
-        // Used is used, whatever comes of it.
-        self.store(&writes);
-        let quarantined = state.registry.get(id).is_some_and(|member| member.quarantined);
-        match redeemed {
-            Ok(_) if quarantined => return self.refuse_enrolment("quarantined"),
-            Err(refusal) => return self.refuse_enrolment(refusal.as_str()),
-            Ok(_) => {}
-        }
-        if offer.keys.tls != keys::to_hex(&newcomer.key) {
-            return self.refuse_enrolment("keys_unproven");
-        }
-        let epoch = state.registry.next_epoch(id);
-        match self.certify(&mut state, id, epoch, offer, None) {
-            Err(ControlError::Refused { code, .. }) => self.refuse_enrolment(code),
-            other => other,
-        }
-    }
-
-    fn refuse_enrolment<T>(&self, reason: &str) -> Result<T, ControlError> {
-        self.journal.record_durably(&Record::EnrolmentRefused { reason: reason.into() })?;
-        Err(refused("enrolment_refused", "the ticket is not good for this identity"))
-    }
-
     /// A member offers the keys that are to follow those it has.
     ///
     /// # Errors
@@ -108,18 +38,20 @@ impl Control {
         if active.keys.tls != keys::to_hex(&peer.key) {
             return Err(refused("identity_not_current", "only the active keys endorse the next ones"));
         }
-        self.certify(&mut state, &peer.id, active.epoch, offer, Some(&active))
+        self.certify(&mut state, &Warrant::Renewed(&peer.id, &active), offer)
     }
 
     /// Certifies a set of keys and seals a challenge to each of its sealing keys.
-    fn certify(
+    pub(super) fn certify(
         &self,
         state: &mut State,
-        id: &SpiffeId,
-        epoch: u32,
+        warrant: &Warrant<'_>,
         offer: &KeyOffer,
-        endorsed_by: Option<&HeldSet>,
     ) -> Result<KeyChallenge, ControlError> {
+        let (id, epoch) = match warrant {
+            Warrant::Attested(attested) => (attested.id(), state.registry.next_epoch(attested.id())),
+            Warrant::Renewed(id, active) => (*id, active.epoch),
+        };
         let now = unix_ms() / 1_000;
         let unproven = || refused("keys_unproven", "the keys are not shown to be the offerer's");
         let spki = BASE64_STANDARD.decode(&offer.spki).map_err(|_| unproven())?;
@@ -132,9 +64,14 @@ impl Control {
             keys::VerifyingKey::from_hex(key).ok()?.verify(&statement, &signature).ok()
         };
         signed(&offer.keys.signing, &offer.proof).ok_or_else(unproven)?;
-        if let Some(current) = endorsed_by {
-            let endorsement = offer.endorsement.as_deref().unwrap_or_default();
-            signed(&current.keys.signing, endorsement).ok_or_else(unproven)?;
+        match warrant {
+            // What was attested is what is certified.
+            Warrant::Attested(attested) if *attested.keys() != offer.keys => return Err(unproven()),
+            Warrant::Attested(_) => {}
+            Warrant::Renewed(_, current) => {
+                let endorsement = offer.endorsement.as_deref().unwrap_or_default();
+                signed(&current.keys.signing, endorsement).ok_or_else(unproven)?;
+            }
         }
         if state.registry.knows(&offer.keys) {
             return Err(refused(KeyRefusal::Reused.as_str(), KeyRefusal::Reused.to_string()));
@@ -145,20 +82,18 @@ impl Control {
             .classes
             .get(&class)
             .ok_or_else(|| refused("no_authority", format!("there is no authority for {class}")))?;
-        let certificate = authority.issue(&spki, id, epoch, now, LEAF_TTL_S, random::<16>()?).map_err(
-            |error| match error {
+        let mut member = state.registry.get(id).cloned().unwrap_or_else(|| Member::new(id.clone()));
+        if let Warrant::Attested(attested) = warrant {
+            member.certificate_ttl_s = Some(attested.limits().certificate_ttl_s);
+        }
+        let ttl_s = member.certificate_ttl_s.unwrap_or(LEAF_TTL_S).min(LEAF_TTL_S);
+        let certificate =
+            authority.issue(&spki, id, epoch, now, ttl_s, random::<16>()?).map_err(|error| match error {
                 identity::IdentityError::Make(why) => {
                     ControlError::Unavailable(format!("the authority of {class} does not sign: {why}"))
                 }
                 error => refused("keys_malformed", error.to_string()),
-            },
-        )?;
-        let mut member = state.registry.get(id).cloned().unwrap_or_else(|| Member {
-            id: id.clone(),
-            keys: Keyring::default(),
-            revoked_through: None,
-            quarantined: false,
-        });
+            })?;
         let sequence = member.keys.next_sequence();
         let seal = |channel: Channel, key: &str| -> Result<(String, String), ControlError> {
             let key = SealingPublicKey::from_hex(key)
@@ -178,16 +113,24 @@ impl Control {
             epoch,
             sequence,
             since: now,
-            expires: now.saturating_add(LEAF_TTL_S),
+            expires: now.saturating_add(ttl_s),
             authority: keys::Digest::of(authority.certificate()).to_string(),
         };
         member.keys.offer(set, &answer).map_err(|why| refused(why.as_str(), why.to_string()))?;
+        if let Warrant::Attested(attested) = warrant {
+            self.journal.record_durably(&Record::Attested {
+                id: id.to_string(),
+                epoch,
+                by: attested.by().into_iter().map(str::to_owned).collect(),
+                facts: attested.facts().clone(),
+            })?;
+        }
         self.journal.record_durably(&Record::KeysCertified {
             id: id.to_string(),
             epoch,
             sequence,
             keys: named(&offer.keys),
-            expires: now.saturating_add(LEAF_TTL_S),
+            expires: now.saturating_add(ttl_s),
         })?;
         let mut writes = Writes::default();
         put_member(state, &mut writes, member)?;
@@ -216,6 +159,8 @@ impl Control {
             Ok(_) if was_active => return Ok(()),
             Ok(followed) => {
                 let active = member.keys.active();
+                // Whoever was removed and enrolled anew is back.
+                member.removed &= member.is_revoked();
                 let record =
                     match followed.filter(|set| active.is_some_and(|active| active.epoch == set.epoch)) {
                         None => Record::Enrolled {
@@ -235,7 +180,8 @@ impl Control {
                 None
             }
             Err(why) => {
-                self.journal.record_durably(&Record::EnrolmentRefused { reason: why.as_str().into() })?;
+                self.journal
+                    .record_durably(&Record::EnrolmentRefused { reason: why.as_str().into(), count: 1 })?;
                 Some(why)
             }
         };
@@ -316,11 +262,29 @@ impl Control {
         let state = self.state();
         let before = state.renew_before.get(&peer.id).copied().unwrap_or(0);
         let authority = issuing.map(|digest| digest.to_string()).unwrap_or_default();
-        state
-            .registry
-            .get(&peer.id)
-            .is_some_and(|member| member.keys.is_due(unix_ms() / 1_000, before, &authority))
+        state.registry.get(&peer.id).is_some_and(|member| {
+            let now = unix_ms() / 1_000;
+            member.keys.is_due(now, before, &authority) || is_half_over(member, now)
+        })
     }
+}
+
+/// Whether more than half of a certificate's life is over, for a member whose certificates live shorter than usual.
+fn is_half_over(member: &Member, now: i64) -> bool {
+    let short = member.certificate_ttl_s.is_some_and(|ttl_s| ttl_s < LEAF_TTL_S);
+    short
+        && member
+            .keys
+            .active()
+            .is_some_and(|set| now.saturating_sub(set.since) > set.expires.saturating_sub(set.since) / 2)
+}
+
+/// By what right keys are certified.
+pub(super) enum Warrant<'a> {
+    /// A newcomer showed what its entry demands.
+    Attested(&'a Attested),
+    /// A member follows its active keys with new ones.
+    Renewed(&'a SpiffeId, &'a HeldSet),
 }
 
 /// The first 16 digits of each key, by its use: enough to tell keys apart in the log.

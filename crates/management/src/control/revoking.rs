@@ -10,8 +10,17 @@ use wire::journal::unix_ms;
 
 use super::{Control, ControlError, KILLED, PROOF_WAIT, Struck, put_member, put_revocation, refused};
 use crate::cases::RevocationProof;
-use crate::database::Writes;
+use crate::database::{Table, Writes};
 use crate::state::State;
+
+/// How an identity ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// Until two people reinstate it.
+    Quarantined,
+    /// For good.
+    Removed,
+}
 
 impl Control {
     /// A guard polls: its acknowledgement is counted, and it is answered at once when there is something new.
@@ -112,19 +121,45 @@ impl Control {
     /// # Errors
     /// When nobody of that name enrolled, or it cannot be recorded.
     pub fn revoke_agent(&self, agent: &SpiffeId, by: &str, reason: &str) -> Result<u64, ControlError> {
+        self.end_identity(agent, by, reason, End::Quarantined)
+    }
+
+    /// Revokes the epoch of an identity, and withholds the next.
+    pub(super) fn end_identity(
+        &self,
+        agent: &SpiffeId,
+        by: &str,
+        reason: &str,
+        end: End,
+    ) -> Result<u64, ControlError> {
         let mut state = self.state();
         let Some(mut member) = state.registry.get(agent).cloned() else {
             return Err(refused("no_such_agent", format!("nobody enrolled as {agent}")));
         };
+        if end == End::Removed && member.removed && member.is_revoked() {
+            return Err(refused("removed", format!("{agent} is removed already")));
+        }
         let epoch = member.keys.epoch();
         let struck = format!("{agent}#{epoch}");
         let struck = Struck { kind: RevocationKind::Agent, id: &struck, until: None, by, reason };
         let mut writes = Writes::default();
         let revision = self.strike(&mut state, &mut writes, &struck)?;
         member.revoked_through = Some(epoch);
-        member.quarantined = true;
-        self.journal
-            .record_durably(&Record::Quarantined { agent: agent.to_string(), reason: reason.into() })?;
+        match end {
+            End::Quarantined => {
+                member.quarantined = true;
+                let record = Record::Quarantined { agent: agent.to_string(), reason: reason.into() };
+                self.journal.record_durably(&record)?;
+            }
+            // A quarantine stays: removing must not be a way round the two people.
+            End::Removed => {
+                member.removed = true;
+                let (id, by, reason) = (agent.to_string(), by.to_owned(), reason.to_owned());
+                self.journal.record_durably(&Record::Removed { id, by, reason })?;
+                state.entries.void(agent);
+                writes.put(Table::Tickets, "book", &state.entries)?;
+            }
+        }
         put_member(&mut state, &mut writes, member)?;
         self.store(&writes);
         let holder = agent.to_string();

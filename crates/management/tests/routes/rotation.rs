@@ -11,14 +11,15 @@ use audit::record::Record;
 use identity::keyring::{DRAIN_S, KeyState};
 use identity::{PeerClass, SpiffeId};
 use management::bootstrap;
+use management::run::newcomers_router;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use wire::client::{Client, ClientError};
-use wire::enrol::{EnrolReply, enrol, enrolment_server_config};
+use wire::enrol::{At, enrol, enrolment_server_config};
 use wire::http::Method;
 use wire::journal::unix_ms;
-use wire::problem::Problem;
+use wire::listener::Listener;
 use wire::renew::{Membership, Moment};
 use wire::server::{Connections, ServerOptions, serve};
 use wire::tls::{Identity, WireError, server_config};
@@ -30,11 +31,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Management with its doors open.
 pub(crate) struct Open {
     pub(crate) world: Arc<World>,
-    enrolment: SocketAddr,
+    pub(crate) enrolment: SocketAddr,
     pub(crate) members: Vec<SocketAddr>,
-    own: Arc<Identity>,
-    stopped: watch::Receiver<bool>,
-    _stop: watch::Sender<bool>,
+    pub(crate) own: Arc<Identity>,
+    stop: watch::Sender<bool>,
 }
 
 impl Open {
@@ -46,13 +46,7 @@ impl Open {
         let own = bootstrap::issue_here(&authorities, &id, &world.layout.identity("management")).unwrap();
         let own = Arc::new(own);
         let (stop, stopped) = watch::channel(false);
-        let control = world.control.clone();
-        let router = wire::guard::enrolment_router(move |newcomer, request| {
-            let ticket =
-                identity::Ticket::parse(&request.ticket).map_err(|_| Problem::forbidden("no", "no"))?;
-            let challenge = control.enrol(ticket.secret(), &request.id, &newcomer, &request.offer)?;
-            Ok(EnrolReply { challenge, bundle: control.authorities().bundle.clone() })
-        });
+        let router = newcomers_router(&world.control);
         let listen = async |tls, router| {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
@@ -66,7 +60,7 @@ impl Open {
             let tls = server_config(&own, PeerClass::Agents).unwrap();
             members.push(listen(tls, world.members.router.clone()).await);
         }
-        Self { world, enrolment, members, own, stopped, _stop: stop }
+        Self { world, enrolment, members, own, stop }
     }
 
     /// Listens for another class as well.
@@ -75,7 +69,7 @@ impl Open {
         let address = listener.local_addr().unwrap();
         let tls = server_config(&self.own, class).unwrap();
         let router = self.world.members.router.clone();
-        let (options, stopped) = (ServerOptions::default(), self.stopped.clone());
+        let (options, stopped) = (ServerOptions::default(), self.stop.subscribe());
         tokio::spawn(serve(listener, tls, router, options, Connections::new(), stopped));
         address
     }
@@ -85,6 +79,16 @@ impl Open {
         let ticket = self.world.control.create_ticket(id).unwrap();
         enrol(self.enrolment, at, &ticket.to_text(), id, directory).await.unwrap();
         Membership::resume(directory, at).await.unwrap()
+    }
+
+    /// Listens for newcomers at a socket of this machine as well.
+    pub(crate) fn at_socket(&self, socket: &Path) -> At {
+        let listener = Listener::at_socket(socket).unwrap();
+        let (tls, router) =
+            (enrolment_server_config(&self.own).unwrap(), newcomers_router(&self.world.control));
+        let (options, stop) = (ServerOptions::default(), self.stop.subscribe());
+        tokio::spawn(serve(listener, tls, router, options, Connections::new(), stop));
+        At::socket(self.enrolment, socket.to_owned())
     }
 
     pub(crate) fn id(&self, name: &str) -> SpiffeId {

@@ -225,7 +225,7 @@ impl World {
         let mut ring = Keyring::default();
         ring.offer(set, "opened").unwrap();
         ring.activate(&tls, "opened", now).unwrap();
-        let member = Member { id: id.clone(), keys: ring, revoked_through: None, quarantined: false };
+        let member = Member { keys: ring, ..Member::new(id.clone()) };
         self.control.state().registry.put(member);
     }
 

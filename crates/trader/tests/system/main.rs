@@ -9,6 +9,7 @@ mod attacks;
 mod canaries;
 mod crashes;
 mod drill;
+mod enrolment;
 mod keys;
 mod metrics;
 mod modules;

@@ -1,5 +1,7 @@
 //! Attacks on the edge, over real sockets and with real handshakes: identities, limits, cutting, enrolment.
 
+mod rogue;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,12 +14,16 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use hyper::Method;
 use hyper::body::Bytes;
-use identity::{Authority, Bundle, KeySet, PeerClass, Root, SignedBundle, SpiffeId, Ticket, TicketBook};
+use identity::{
+    Authority, Bundle, EntryBook, KeySet, Limits, PeerClass, Requirements, Root, SignedBundle, SpiffeId,
+    Ticket,
+};
 use keys::SigningKey;
 use keys::sealing::{Channel, Context, SealingPublicKey};
 use rcgen::PublicKeyData as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
@@ -702,8 +708,9 @@ async fn newcomers_door(
     tls: ServerTls,
     listener: TcpListener,
 ) -> (Ticket, Arc<AtomicUsize>) {
-    let mut book = TicketBook::new();
-    book.create(&house.agent(), &[9; 32], unix_now(), 60).unwrap();
+    let mut book = EntryBook::new();
+    let (anybody, limits) = (Requirements::default(), Limits::default());
+    book.create(&house.agent(), &[9; 32], anybody, limits, (unix_now(), 60)).unwrap();
     let state = Arc::new((house.clone(), Mutex::new(book)));
     let asked = Arc::new(AtomicUsize::new(0));
     let count = asked.clone();
@@ -713,8 +720,9 @@ async fn newcomers_door(
             count.fetch_add(1, Ordering::SeqCst);
             let (house, book) = &*state;
             let ticket = Ticket::parse(&request.ticket).unwrap();
-            let redeemed = book.lock().unwrap().redeem(ticket.secret(), &request.id, unix_now());
-            let Ok(entry) = redeemed else { return Err(Problem::forbidden("enrolment_refused", "no")) };
+            let redeemed = book.lock().unwrap().redeem(ticket.secret(), &request.id, unix_now() * 1_000);
+            let Ok(redeemed) = redeemed else { return Err(Problem::forbidden("enrolment_refused", "no")) };
+            let entry = redeemed.entry();
             let authority = &house.authorities[&entry.class];
             let issued = authority.issue(&newcomer.spki_der, &entry.id, 1, unix_now(), 600, [3; 16]).unwrap();
             let challenge = challenge(&entry.id, &request.offer.keys, &issued);
@@ -771,7 +779,7 @@ async fn a_newcomer_waits_for_management_to_come_up() {
 }
 
 #[tokio::test]
-async fn a_ticket_is_not_shown_to_a_rogue_management() {
+async fn e09_a_ticket_is_not_shown_to_a_rogue_management() {
     let house = Arc::new(House::home());
     let rogue = Arc::new(House::new("home.test", 50));
     let directory = tempfile::tempdir().unwrap();
