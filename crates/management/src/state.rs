@@ -19,6 +19,9 @@ use crate::registry::Registry;
 use crate::schedule::Schedule;
 use crate::secrets::StoredSecret;
 
+/// The document of who was asked for new keys.
+pub(crate) const RENEW_BEFORE: &str = "renew_before";
+
 /// State behind the lock.
 pub struct State {
     /// Tasks.
@@ -106,7 +109,7 @@ impl State {
             equity: progress.equity,
             not_before: None,
             ended: progress.ended,
-            renew_before: BTreeMap::new(),
+            renew_before: database.get(Table::Tasks, RENEW_BEFORE)?.unwrap_or_default(),
             bundles_held: BTreeMap::new(),
             secrets: secrets.into_iter().map(|secret| (secret.name.clone(), secret)).collect(),
             waiting_bundles: (!waiting.is_empty()).then(|| WaitingBundles {

@@ -16,9 +16,9 @@ use wire::tls::Peer;
 
 use super::{Control, ControlError, SCHEDULER, Struck, put_member, random, refused};
 use crate::bootstrap::LEAF_TTL_S;
-use crate::database::Writes;
+use crate::database::{Table, Writes};
 use crate::registry::Member;
-use crate::state::State;
+use crate::state::{RENEW_BEFORE, State};
 
 impl Control {
     /// A member offers the keys that are to follow those it has.
@@ -241,6 +241,9 @@ impl Control {
             // Keys that became active in this very second are old, too: one second more.
             state.renew_before.insert(id.clone(), now.saturating_add(1));
         }
+        let mut writes = Writes::default();
+        writes.put(Table::Tasks, RENEW_BEFORE, &state.renew_before)?;
+        self.store(&writes);
         Ok(asked.len())
     }
 

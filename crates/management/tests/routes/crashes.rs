@@ -74,3 +74,16 @@ async fn a_management_that_dies_while_a_task_ends_goes_on_as_if_it_had_not() {
     assert_eq!((step, over), (2, true));
     assert!(matches!(world.records().last(), Some(Record::RunEnded { .. })));
 }
+
+#[tokio::test]
+async fn who_was_asked_for_new_keys_is_still_asked_after_a_restart() {
+    let world = World::with_steps(DAYS);
+    let asked = peer_of(&House::new(), PeerClass::Agents).await;
+    world.enrol(&asked.id, asked.epoch, asked.key);
+    assert_eq!(world.control.ask_for_rotation(None, "owner").unwrap(), 1);
+    let image = world.image();
+    let again = World::restarted(&image, &image, DAYS);
+    let before = world.control.state().renew_before.clone();
+    assert_eq!(again.control.state().renew_before, before);
+    assert!(before.contains_key(&asked.id));
+}
