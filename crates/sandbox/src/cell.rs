@@ -174,11 +174,11 @@ pub(crate) fn start(
             Seccomp::On => "cell",
             Seccomp::Off => "cell-without-seccomp",
         })
-        .args(["--agent", &std::process::id().to_string()])
         .args(["--image", &image.path()])
         .args(["--digest", &image.digest().to_string()])
         .args(["--memory-bytes", &limits.memory_bytes.to_string()])
         .args(["--cpu-seconds", &limits.cpu_seconds.max(1).to_string()])
+        .args(["--agent", &std::process::id().to_string()])
         .env_clear()
         .current_dir("/")
         .process_group(0)

@@ -41,7 +41,7 @@ pub(crate) enum Seccomp {
 
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    #[error("the arguments are not --agent PID --image PATH --digest HEX --memory-bytes N --cpu-seconds N")]
+    #[error("the arguments are not --image PATH --digest HEX --memory-bytes N --cpu-seconds N --agent PID")]
     Arguments,
     #[error("the image could not be read: {0}")]
     Unreadable(io::Error),

@@ -255,8 +255,11 @@ fn an_image_with_one_flipped_byte_is_refused_by_its_digest() {
     // A launcher that is handed the flipped image with the good one's digest.
     let directory = tempfile::tempdir().unwrap();
     let crooked = directory.path().join("crooked");
-    let script =
-        format!("#!/bin/sh\nexec {} $1 $2 $3 $4 {} $6 $7 $8 $9\n", launcher().display(), good.digest());
+    let script = format!(
+        "#!/bin/sh\nexec {} $1 $2 $3 $4 {} $6 $7 $8 $9 ${{10}} ${{11}}\n",
+        launcher().display(),
+        good.digest()
+    );
     fs::write(&crooked, script).unwrap();
     fs::set_permissions(&crooked, fs::Permissions::from_mode(0o755)).unwrap();
     match Cell::start(&flipped, &crooked, &LIMITS) {
@@ -274,7 +277,7 @@ fn a_launcher_by_itself_runs_nothing() {
     let digest = image("echo").digest().to_string();
     let done = Command::new(launcher())
         .args(["cell", "--image", path.to_str().unwrap(), "--digest", &digest])
-        .args(["--memory-bytes", "1000000", "--cpu-seconds", "1"])
+        .args(["--memory-bytes", "1000000", "--cpu-seconds", "1", "--agent", "1"])
         .output()
         .unwrap();
     assert_eq!(done.status.code(), Some(125));

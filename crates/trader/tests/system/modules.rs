@@ -175,7 +175,9 @@ fn a_module_that_opens_a_socket_reads_a_key_or_forks_is_stopped_alone_and_the_lo
     assert!(stopped.iter().all(|record| record["module"] == "reporter"));
     let others = of_agents(&system, "module_ended");
     let others = others.iter().filter(|record| record["module"] != "reporter");
-    assert!(others.clone().count() > 60 && others.clone().all(|record| record["outcome"] == "done"));
+    assert!(others.clone().count() > 60);
+    let undone: Vec<&Value> = others.filter(|record| record["outcome"] != "done").collect();
+    assert!(undone.is_empty(), "{undone:?}");
 
     // Nobody else was touched: the same orders, nobody revoked, and an incident for each.
     assert_eq!(outcome(&system, &summary), *expected);
