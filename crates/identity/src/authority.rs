@@ -277,6 +277,18 @@ impl AuthorityCertificate {
             .map_err(|_| IdentityError::Certificate("the root did not sign the authority"))
     }
 
+    /// Whether this authority's key signed a certificate (DER), whatever the certificate says.
+    #[must_use]
+    pub fn has_signed(&self, certificate_der: &[u8]) -> bool {
+        let Ok(certificate) = parse_certificate(certificate_der) else { return false };
+        if certificate.signature_algorithm.algorithm != x509_parser::oid_registry::OID_SIG_ED25519 {
+            return false;
+        }
+        let signature = &certificate.signature_value.data;
+        VerifyingKey::from_bytes(&self.key)
+            .is_ok_and(|key| key.verify(certificate.tbs_certificate.as_ref(), signature).is_ok())
+    }
+
     /// Whether it is for this key.
     #[must_use]
     pub fn is_of(&self, key: &VerifyingKey) -> bool {

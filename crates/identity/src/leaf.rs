@@ -7,6 +7,7 @@
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::oid_registry::{OID_SIG_ECDSA_WITH_SHA256, OID_SIG_ED25519};
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::X509Name;
 
@@ -51,6 +52,7 @@ impl Leaf {
         if certificate.is_ca() {
             return Err(IdentityError::Certificate("an authority's certificate is no peer's"));
         }
+        check_signature_algorithm(&certificate)?;
         let spki = certificate.public_key().raw;
         check_p256(spki)?;
         let id = SpiffeId::parse(the_one_uri(&certificate)?)?;
@@ -79,6 +81,7 @@ pub fn newcomer_key(der: &[u8]) -> Result<Vec<u8>, IdentityError> {
     if certificate.is_ca() || certificate.issuer().as_raw() != certificate.subject().as_raw() {
         return Err(IdentityError::Certificate("a newcomer's certificate must be its own issuer's"));
     }
+    check_signature_algorithm(&certificate)?;
     let spki = certificate.public_key().raw;
     check_p256(spki)?;
     Ok(spki.to_vec())
@@ -101,6 +104,17 @@ pub(crate) fn check_p256(spki_der: &[u8]) -> Result<(), IdentityError> {
         Ok(())
     } else {
         Err(IdentityError::PublicKey("only P-256, named curve, uncompressed"))
+    }
+}
+
+/// Accepts the algorithms that anybody here signs certificates with: Ed25519, and what a newcomer signs its own with. Any
+/// other is refused before a signature is looked at.
+fn check_signature_algorithm(certificate: &X509Certificate<'_>) -> Result<(), IdentityError> {
+    let accepted = [OID_SIG_ED25519, OID_SIG_ECDSA_WITH_SHA256];
+    if accepted.contains(&certificate.signature_algorithm.algorithm) {
+        Ok(())
+    } else {
+        Err(IdentityError::PublicKey("it is signed with an algorithm that is not accepted"))
     }
 }
 

@@ -28,6 +28,7 @@ use crate::state::{Authorities, Progress, State};
 
 mod bundles;
 mod enabling;
+mod issued;
 mod members;
 mod revoking;
 mod tasks;
@@ -115,6 +116,8 @@ pub struct Control {
     pub kill_latch: std::path::PathBuf,
     home: Home,
     database: Database,
+    /// Keys of operators that were met.
+    met: Mutex<std::collections::BTreeSet<[u8; 32]>>,
     queue_changed: watch::Sender<u64>,
     feed_changed: watch::Sender<u64>,
     started: Instant,
@@ -142,6 +145,7 @@ impl Control {
             kill_latch: home.layout.kill_latch(),
             home,
             database,
+            met: Mutex::default(),
             queue_changed: watch::Sender::new(0),
             feed_changed: watch::Sender::new(0),
             started: Instant::now(),
@@ -177,6 +181,9 @@ impl Control {
                 crate::bootstrap::issue_for(&next, current.id(), now).map_err(|error| error.to_string())
             };
             let identity = identity.map_err(ControlError::Unavailable)?;
+            if !same {
+                self.record_own(&identity)?;
+            }
             credentials.replace(Arc::new(identity));
         }
         *self.authorities.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);

@@ -137,6 +137,8 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
     let joined = replay(&log, &control, &mut watcher)?;
     journal.joined(joined.get(NAME).copied().unwrap_or(0));
     journal.record_durably(&Record::Started { program })?;
+    control.record_own(&credentials.current()).map_err(BootstrapError::from)?;
+    control.record_issued().map_err(BootstrapError::from)?;
     if first_start {
         control.announce_tasks(&control.state()).map_err(BootstrapError::from)?;
     }
@@ -160,7 +162,7 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
         };
         let tls = wire::tls::server_config(&credentials, class)?;
         let listener = TcpListener::bind(*address).await?;
-        let options = ServerOptions::default();
+        let options = ServerOptions::recorded(&format!("{NAME}/{class}"), &journal);
         servers.spawn(serve(listener, tls, routes.into_router(), options, connections.clone(), stop.clone()));
     }
     let enrolment = wire::enrol::enrolment_server_config(&credentials)?;
@@ -169,7 +171,8 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
         let control = control.clone();
         move |newcomer, request| enrol(&control, &newcomer, &request)
     });
-    servers.spawn(serve(listener, enrolment, router, ServerOptions::default(), connections, stop.clone()));
+    let options = ServerOptions::recorded(&format!("{NAME}/enrolment"), &journal);
+    servers.spawn(serve(listener, enrolment, router, options, connections, stop.clone()));
     servers.spawn(join_own(journal, joiner, stop.clone()));
     servers.spawn(sweep(control, stop));
     tokio::select! {

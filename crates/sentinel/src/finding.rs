@@ -18,6 +18,10 @@ pub enum Rule {
     OverLimit,
     /// A key was used that its owner had replaced.
     RetiredKey,
+    /// An authority of ours signed a certificate that is not its to sign: its key is in other hands.
+    RogueAuthority,
+    /// A certificate was used of whose issue the log knows nothing.
+    UnloggedCertificate,
     /// An order was sent or filled that was never approved.
     OrderNotApproved,
     /// An order was sent twice.
@@ -41,6 +45,8 @@ impl Rule {
         Self::ForgedGrant,
         Self::OverLimit,
         Self::RetiredKey,
+        Self::RogueAuthority,
+        Self::UnloggedCertificate,
         Self::OrderNotApproved,
         Self::OrderSentTwice,
         Self::OrderOverfilled,
@@ -58,6 +64,8 @@ impl Rule {
             Self::ForgedGrant => "forged_grant",
             Self::OverLimit => "over_limit",
             Self::RetiredKey => "retired_key",
+            Self::RogueAuthority => "rogue_authority",
+            Self::UnloggedCertificate => "unlogged_certificate",
             Self::OrderNotApproved => "order_not_approved",
             Self::OrderSentTwice => "order_sent_twice",
             Self::OrderOverfilled => "order_overfilled",

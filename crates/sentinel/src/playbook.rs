@@ -144,8 +144,10 @@ mod tests {
 
     const STOLEN_KEY: &str = include_str!("../../../policies/playbooks/stolen-key.toml");
 
+    const STOLEN_AUTHORITY: &str = include_str!("../../../policies/playbooks/stolen-authority.toml");
+
     fn playbooks() -> Playbooks {
-        let books = [QUARANTINE, STOP_MODULE, STOLEN_KEY];
+        let books = [QUARANTINE, STOP_MODULE, STOLEN_KEY, STOLEN_AUTHORITY];
         Playbooks::new(books.map(|text| Playbook::parse(text).unwrap())).unwrap()
     }
 
@@ -168,10 +170,11 @@ mod tests {
         }
         let quarantine = Playbook::parse(QUARANTINE).unwrap();
         let stolen = Playbook::parse(STOLEN_KEY).unwrap();
-        let missing = Playbooks::new([quarantine.clone(), stolen.clone()]);
+        let authority = Playbook::parse(STOLEN_AUTHORITY).unwrap();
+        let missing = Playbooks::new([quarantine.clone(), stolen.clone(), authority.clone()]);
         assert!(matches!(missing, Err(SentinelError::Answers { rule: Rule::ModuleViolation, count: 0 })));
         let stop = Playbook::parse(STOP_MODULE).unwrap();
-        let twice = Playbooks::new([quarantine.clone(), quarantine, stop, stolen]);
+        let twice = Playbooks::new([quarantine.clone(), quarantine, stop, stolen, authority]);
         assert!(matches!(twice, Err(SentinelError::Answers { count: 2, .. })));
     }
 

@@ -7,16 +7,20 @@
 
 pub mod api;
 pub mod client;
+mod danger;
 pub mod enrol;
 pub mod files;
 pub mod guard;
+mod hello;
 pub mod journal;
 pub mod layout;
 pub mod own_keys;
 pub mod problem;
+pub mod refusals;
 pub mod renew;
 pub mod revocations;
 pub mod server;
 pub mod tls;
+mod verify;
 
 pub use axum::http;

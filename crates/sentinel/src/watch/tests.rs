@@ -25,6 +25,7 @@ fn refused(peer: &str, reason: &str) -> Record {
         action: "read_bars".to_owned(),
         route: "GET /bars".to_owned(),
         peer: peer.to_owned(),
+        key: String::new(),
         grant: None,
         task: Some("task-1".to_owned()),
         allowed: false,
@@ -141,10 +142,9 @@ fn refusals_that_are_slow_retryable_or_of_different_peers_are_no_burst() {
         let peer = format!("spiffe://home.test/agent/agent-{}", number % 20);
         assert_eq!(sentinel.observe(40_000 + number, "unit-1", &refused(&peer, "no_grant")), []);
     }
-    let Record::Decision { action, route, peer, grant, task, reason, .. } = refused(AGENT, "granted") else {
-        panic!()
-    };
-    let granted = Record::Decision { action, route, peer, grant, task, reason, allowed: true };
+    let mut granted = refused(AGENT, "granted");
+    let Record::Decision { allowed, .. } = &mut granted else { panic!() };
+    *allowed = true;
     for number in 0..500 {
         assert_eq!(sentinel.observe(60_000 + number, "unit-1", &granted), []);
     }
