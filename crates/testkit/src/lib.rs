@@ -12,6 +12,7 @@
 )]
 
 pub mod denials;
+pub mod forger;
 pub mod hostile;
 pub mod house;
 pub mod intruder;

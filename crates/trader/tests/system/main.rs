@@ -10,6 +10,7 @@ mod crashes;
 mod keys;
 mod modules;
 mod runs;
+mod transport;
 
 use std::path::Path;
 
