@@ -484,10 +484,13 @@ mod tests {
             let mut params = params(NOW, 60, 60, [1; 16]).unwrap();
             params.distinguished_name.push(DnType::CommonName, "epoch=1");
             params.subject_alt_names = vec![SanType::URI("spiffe://home.test/agent/a".try_into().unwrap())];
+            params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
             change(&mut params);
             Leaf::parse(params.self_signed(&key).unwrap().der())
         };
         assert!(make(&|_| ()).is_ok());
+        assert!(make(&|params| params.key_usages.clear()).is_err());
+        assert!(make(&|params| params.key_usages.push(KeyUsagePurpose::KeyCertSign)).is_err());
         let uri = |text: &str| SanType::URI(text.try_into().unwrap());
         assert!(make(&|params| params.subject_alt_names.clear()).is_err());
         assert!(make(&|params| params.subject_alt_names.push(uri("spiffe://home.test/management"))).is_err());

@@ -65,6 +65,7 @@ fn params(id: &SpiffeId) -> CertificateParams {
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, "epoch=1");
     params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().unwrap())];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
     params

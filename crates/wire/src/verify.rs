@@ -333,3 +333,6 @@ fn from_webpki(error: webpki::Error) -> CertificateRefused {
     };
     CertificateRefused::new(refusal, error)
 }
+
+#[cfg(test)]
+mod conformance;

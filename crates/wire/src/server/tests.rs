@@ -125,6 +125,7 @@ fn leaf_params(id: &SpiffeId) -> rcgen::CertificateParams {
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(rcgen::DnType::CommonName, "epoch=1");
     params.subject_alt_names = vec![rcgen::SanType::URI(id.as_str().try_into().unwrap())];
+    params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =
         vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth, rcgen::ExtendedKeyUsagePurpose::ServerAuth];
     params
