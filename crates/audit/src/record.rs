@@ -141,6 +141,9 @@ pub enum Record {
         route: String,
         /// SPIFFE ID of who asked.
         peer: String,
+        /// The first digits of the key of the certificate that was shown; lines of older versions say none.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        key: String,
         /// Grant shown, where one was.
         grant: Option<String>,
         /// Task of the grant.
@@ -149,6 +152,26 @@ pub enum Record {
         allowed: bool,
         /// Reason code: `granted`, or why not.
         reason: String,
+    },
+    /// A listener refused connections, or requests before any door, since it said so last.
+    HandshakesRefused {
+        /// Listener, as the topology names it: `management/agents`, `market/desk`, `management/enrolment`.
+        listener: String,
+        /// How many, by reason code.
+        reasons: BTreeMap<String, u64>,
+        /// Classes of those authorities of ours that had signed a certificate which is not theirs to sign.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        signed_by: Vec<String>,
+    },
+    /// Management was told that a certificate was issued on its machine by an authority's own hand: its own, or an
+    /// operator's.
+    CertificateIssued {
+        /// SPIFFE ID.
+        id: String,
+        /// The first digits of the TLS key.
+        key: String,
+        /// When the certificate ends, in seconds since the Unix epoch.
+        expires: i64,
     },
     /// A set of keys was certified; it counts once it is proven.
     KeysCertified {
@@ -473,6 +496,9 @@ pub enum Record {
     OperatorAction {
         /// SPIFFE ID.
         operator: String,
+        /// The first digits of the key of the certificate that was shown; lines of older versions say none.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        key: String,
         /// What.
         action: String,
         /// On what.
@@ -525,6 +551,7 @@ impl Record {
             | Record::TaskEnded { .. }
             | Record::GrantIssued { .. }
             | Record::GrantDenied { .. }
+            | Record::CertificateIssued { .. }
             | Record::KeysCertified { .. }
             | Record::KeysRotated { .. }
             | Record::RotationAsked { .. }
@@ -543,7 +570,7 @@ impl Record {
             | Record::OperatorAction { .. }
             | Record::Killed { .. }
             | Record::RunEnded { .. } => is_management,
-            Record::Decision { .. } => is_unit || is_desk || is_management,
+            Record::Decision { .. } | Record::HandshakesRefused { .. } => is_unit || is_desk || is_management,
             Record::Stored { .. } => is_unit,
             Record::ModuleStarted { .. }
             | Record::ModuleRefused { .. }

@@ -275,7 +275,7 @@ pub async fn run(
         listener,
         tls,
         routes.into_router(),
-        ServerOptions::default(),
+        ServerOptions::recorded("desk/agents", &journal),
         connections,
         halted,
     ));

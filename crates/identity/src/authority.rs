@@ -277,6 +277,18 @@ impl AuthorityCertificate {
             .map_err(|_| IdentityError::Certificate("the root did not sign the authority"))
     }
 
+    /// Whether this authority's key signed a certificate (DER), whatever the certificate says.
+    #[must_use]
+    pub fn has_signed(&self, certificate_der: &[u8]) -> bool {
+        let Ok(certificate) = parse_certificate(certificate_der) else { return false };
+        if certificate.signature_algorithm.algorithm != x509_parser::oid_registry::OID_SIG_ED25519 {
+            return false;
+        }
+        let signature = &certificate.signature_value.data;
+        VerifyingKey::from_bytes(&self.key)
+            .is_ok_and(|key| key.verify(certificate.tbs_certificate.as_ref(), signature).is_ok())
+    }
+
     /// Whether it is for this key.
     #[must_use]
     pub fn is_of(&self, key: &VerifyingKey) -> bool {
@@ -472,10 +484,13 @@ mod tests {
             let mut params = params(NOW, 60, 60, [1; 16]).unwrap();
             params.distinguished_name.push(DnType::CommonName, "epoch=1");
             params.subject_alt_names = vec![SanType::URI("spiffe://home.test/agent/a".try_into().unwrap())];
+            params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
             change(&mut params);
             Leaf::parse(params.self_signed(&key).unwrap().der())
         };
         assert!(make(&|_| ()).is_ok());
+        assert!(make(&|params| params.key_usages.clear()).is_err());
+        assert!(make(&|params| params.key_usages.push(KeyUsagePurpose::KeyCertSign)).is_err());
         let uri = |text: &str| SanType::URI(text.try_into().unwrap());
         assert!(make(&|params| params.subject_alt_names.clear()).is_err());
         assert!(make(&|params| params.subject_alt_names.push(uri("spiffe://home.test/management"))).is_err());

@@ -47,6 +47,9 @@ pub struct Bundle {
     pub release_keys: Vec<String>,
     /// How many different release keys must have signed.
     pub release_threshold: u32,
+    /// Whether no connection is made or taken without the hybrid post-quantum key exchange.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub require_pq: bool,
 }
 
 impl Bundle {
@@ -188,6 +191,7 @@ mod tests {
             log_key: public(5),
             release_keys: vec![public(6), public(7)],
             release_threshold: 2,
+            require_pq: false,
         }
     }
 

@@ -7,6 +7,7 @@
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::oid_registry::{OID_SIG_ECDSA_WITH_SHA256, OID_SIG_ED25519};
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::X509Name;
 
@@ -48,12 +49,10 @@ impl Leaf {
     /// [`IdentityError::Class`] when it does not have the one accepted form.
     pub fn parse(der: &[u8]) -> Result<Self, IdentityError> {
         let certificate = parse_certificate(der)?;
-        if certificate.is_ca() {
-            return Err(IdentityError::Certificate("an authority's certificate is no peer's"));
-        }
+        check_signature_algorithm(&certificate)?;
         let spki = certificate.public_key().raw;
         check_p256(spki)?;
-        let id = SpiffeId::parse(the_one_uri(&certificate)?)?;
+        let id = svid_of(&certificate)?;
         let class = match PeerClass::of(&id) {
             Some(class) => class,
             None => return Err(IdentityError::Class { id, class: "peers" }),
@@ -69,6 +68,20 @@ impl Leaf {
     }
 }
 
+/// Whom a certificate names by the rules of X.509-SVIDs (SPIFFE, X509-SVID, sections 2 and 4): no authority, a key that
+/// signs handshakes and nothing else, one URI.
+fn svid_of(certificate: &X509Certificate<'_>) -> Result<SpiffeId, IdentityError> {
+    if certificate.is_ca() {
+        return Err(IdentityError::Certificate("an authority's certificate is no peer's"));
+    }
+    let usage = certificate.key_usage().ok().flatten();
+    let usage = usage.ok_or(IdentityError::Certificate("it does not say what its key is for"))?.value;
+    if !usage.digital_signature() || usage.key_cert_sign() || usage.crl_sign() {
+        return Err(IdentityError::Certificate("its key must sign handshakes, and no certificates"));
+    }
+    SpiffeId::parse(the_one_uri(certificate)?)
+}
+
 /// The public key of a self-signed certificate, as a newcomer shows it: it claims no name, only the key.
 ///
 /// # Errors
@@ -79,6 +92,7 @@ pub fn newcomer_key(der: &[u8]) -> Result<Vec<u8>, IdentityError> {
     if certificate.is_ca() || certificate.issuer().as_raw() != certificate.subject().as_raw() {
         return Err(IdentityError::Certificate("a newcomer's certificate must be its own issuer's"));
     }
+    check_signature_algorithm(&certificate)?;
     let spki = certificate.public_key().raw;
     check_p256(spki)?;
     Ok(spki.to_vec())
@@ -101,6 +115,17 @@ pub(crate) fn check_p256(spki_der: &[u8]) -> Result<(), IdentityError> {
         Ok(())
     } else {
         Err(IdentityError::PublicKey("only P-256, named curve, uncompressed"))
+    }
+}
+
+/// Accepts the algorithms that anybody here signs certificates with: Ed25519, and what a newcomer signs its own with. Any
+/// other is refused before a signature is looked at.
+fn check_signature_algorithm(certificate: &X509Certificate<'_>) -> Result<(), IdentityError> {
+    let accepted = [OID_SIG_ED25519, OID_SIG_ECDSA_WITH_SHA256];
+    if accepted.contains(&certificate.signature_algorithm.algorithm) {
+        Ok(())
+    } else {
+        Err(IdentityError::PublicKey("it is signed with an algorithm that is not accepted"))
     }
 }
 
@@ -143,5 +168,73 @@ fn the_one_uri<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a str, Iden
     match names.general_names.as_slice() {
         [GeneralName::URI(uri)] => Ok(uri),
         _ => Err(IdentityError::Certificate("its only name must be one URI")),
+    }
+}
+
+#[cfg(test)]
+mod conformance {
+    use std::path::PathBuf;
+
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD;
+
+    use super::*;
+    use crate::{AuthorityCertificate, SignedBundle};
+
+    /// The SPIFFE project's own examples. They are not part of this repository; without them each test says so and passes.
+    fn load(name: &str) -> Option<String> {
+        let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data");
+        let root =
+            std::env::var_os("TRADER_SHARED_DATA").map_or_else(|| PathBuf::from(beside), PathBuf::from);
+        let text = std::fs::read_to_string(root.join("conformance/spiffe").join(name)).ok();
+        if text.is_none() {
+            println!("skipped: {name} is not here; set TRADER_SHARED_DATA");
+        }
+        text
+    }
+
+    /// The certificates of a PEM file, as far as they can be decoded.
+    fn certificates(pem: &str) -> Vec<Vec<u8>> {
+        let blocks = pem.split("-----BEGIN CERTIFICATE-----").skip(1);
+        blocks
+            .map(|block| block.split("-----").next().unwrap().split_whitespace().collect::<String>())
+            .filter_map(|text| BASE64_STANDARD.decode(text).ok())
+            .collect()
+    }
+
+    #[test]
+    fn the_svids_of_the_spiffe_project_are_judged_as_it_judges_them() {
+        for (name, good) in [
+            ("good-key-and-cert", true),
+            ("wrong-leaf-ca-true", false),
+            ("wrong-leaf-cert-sign", false),
+            ("wrong-leaf-crl-sign", false),
+            ("wrong-leaf-empty-id", false),
+            ("wrong-leaf-no-digital-signature", false),
+        ] {
+            let Some(pem) = load(&format!("svid/x509svid/{name}.pem")) else { return };
+            let der = certificates(&pem).remove(0);
+            let id = svid_of(&parse_certificate(&der).unwrap());
+            let expected = good.then(|| SpiffeId::parse("spiffe://example.org/workload-1").unwrap());
+            assert_eq!(id.ok(), expected, "{name}");
+            // None is a peer of ours: the id is of no class, and the key of another kind.
+            assert!(Leaf::parse(&der).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn foreign_or_corrupt_bundles_are_refused_without_a_panic() {
+        for name in ["certs", "corrupted", "empty", "not-pem"] {
+            let Some(pem) = load(&format!("bundle/x509bundle/{name}.pem")) else { return };
+            for der in certificates(&pem) {
+                assert!(AuthorityCertificate::parse(&der).is_err(), "{name}");
+                assert!(Leaf::parse(&der).is_err(), "{name}");
+            }
+            assert!(AuthorityCertificate::parse(pem.as_bytes()).is_err(), "{name}");
+        }
+        for name in ["spiffebundle_valid_1", "spiffebundle_no_keys", "spiffebundle_missing_kid"] {
+            let Some(json) = load(&format!("bundle/spiffebundle/{name}.json")) else { return };
+            assert!(serde_json::from_str::<SignedBundle>(&json).is_err(), "{name} is none of ours");
+        }
     }
 }

@@ -116,11 +116,13 @@ pub struct KeysAt {
     /// The file with the passphrase, or with the device's PIN; with none, a passphrase is made and kept in the state
     /// directory.
     pub secret_file: Option<PathBuf>,
+    /// Whether no connection is made or taken without the hybrid post-quantum key exchange.
+    pub require_pq: bool,
 }
 
 impl Default for KeysAt {
     fn default() -> Self {
-        Self { store: keystore::Config::File, secret_file: None }
+        Self { store: keystore::Config::File, secret_file: None, require_pq: false }
     }
 }
 
@@ -220,6 +222,7 @@ pub fn create(layout: &Layout, keys_at: &KeysAt) -> Result<(), BootstrapError> {
         log_key: log_key.verifying_key().to_hex(),
         release_threshold: 2,
         release_keys,
+        require_pq: keys_at.require_pq,
     };
     files::write_private_atomic(&root_key_path(layout), root.verifying_key().to_hex().as_bytes())?;
     store_account_key(layout, Arc::new(store), &trust_domain, now)?;
@@ -287,6 +290,16 @@ pub fn replace_authority(layout: &Layout, class: PeerClass) -> Result<Vec<Signed
         bundles.push(root.sign_bundle(&next)?);
     }
     Ok(bundles)
+}
+
+/// The bundle by which the hybrid post-quantum key exchange is demanded, or is preferred only.
+///
+/// # Errors
+/// When the root is not at hand.
+pub fn require_pq(layout: &Layout, require: bool) -> Result<SignedBundle, BootstrapError> {
+    let (_, held) = bundle(layout)?;
+    let next = Bundle { version: held.version.saturating_add(1), require_pq: require, ..held };
+    Ok(open_root(layout)?.sign_bundle(&next)?)
 }
 
 /// Writes the signed bundle to its place.
@@ -433,6 +446,25 @@ pub fn issue_here(
     directory: &Path,
 ) -> Result<wire::tls::Identity, BootstrapError> {
     let identity = issue_for(authorities, id, unix_ms() / 1_000)?;
+    identity.save(directory)?;
+    Ok(identity)
+}
+
+/// The same for an operator. A note is left for management, which records that the certificate was issued: a certificate of
+/// whose issue the log knows nothing is an alarm.
+///
+/// # Errors
+/// As [`issue_here`].
+pub fn issue_noted(
+    layout: &Layout,
+    authorities: &Authorities,
+    id: &SpiffeId,
+    directory: &Path,
+) -> Result<wire::tls::Identity, BootstrapError> {
+    let identity = issue_for(authorities, id, unix_ms() / 1_000)?;
+    files::create_private_dir(&layout.issued())?;
+    let note = layout.issued().join(format!("{}.der", keys::to_hex(&identity.key())));
+    files::write_private_atomic(&note, identity.certificate())?;
     identity.save(directory)?;
     Ok(identity)
 }

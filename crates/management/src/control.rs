@@ -29,6 +29,7 @@ use crate::state::{Authorities, Progress, State};
 mod bundles;
 mod enabling;
 mod enrolling;
+mod issued;
 mod members;
 mod revoking;
 mod secrets;
@@ -121,6 +122,8 @@ pub struct Control {
     home: Home,
     enrolments: Mutex<enrolling::Enrolments>,
     database: Database,
+    /// Keys of operators that were met.
+    met: Mutex<std::collections::BTreeSet<[u8; 32]>>,
     queue_changed: watch::Sender<u64>,
     feed_changed: watch::Sender<u64>,
     started: Instant,
@@ -149,6 +152,7 @@ impl Control {
             home,
             enrolments: Mutex::default(),
             database,
+            met: Mutex::default(),
             queue_changed: watch::Sender::new(0),
             feed_changed: watch::Sender::new(0),
             started: Instant::now(),
@@ -184,6 +188,9 @@ impl Control {
                 crate::bootstrap::issue_for(&next, current.id(), now).map_err(|error| error.to_string())
             };
             let identity = identity.map_err(ControlError::Unavailable)?;
+            if !same {
+                self.record_own(&identity)?;
+            }
             credentials.replace(Arc::new(identity));
         }
         *self.authorities.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);

@@ -60,6 +60,9 @@ impl Door for ControlDoor {
             Needs::Operator(_) if ask.peer.class != PeerClass::Operators => {
                 deny("not_permitted", "only operators may")
             }
+            Needs::Operator(_) if self.control.meet(ask.peer).is_err() => {
+                deny("journal_failed", "what was issued could not be recorded")
+            }
             Needs::Operator(action) => verdict(&self.control.policy.operator(OperatorQuery {
                 operator: ask.peer.id.as_str(),
                 action,

@@ -11,10 +11,12 @@ use audit::AuditError;
 use audit::journal::parse_line;
 use audit::log::Log;
 use tokio::sync::oneshot;
+use wire::journal::REPORT_LINES_MAX;
 
 use crate::control::Control;
 use crate::log_files::LogFiles;
 use crate::response::Watch;
+use crate::run::NAME;
 
 /// Lines joined in one write at most.
 const BATCH_LINES_MAX: usize = 2_048;
@@ -93,7 +95,13 @@ impl Work {
 
     /// Joins everything in one write; when one process's lines are refused, each process is tried by itself, so that a
     /// liar hurts nobody else.
-    fn join_all(&mut self, jobs: Vec<Job>) {
+    fn join_all(&mut self, mut jobs: Vec<Job>) {
+        // What management had recorded by now comes first: whoever reads the log meets a key as certified before
+        // anybody uses it.
+        if jobs.iter().any(|job| job.process != NAME) {
+            let (reply, _) = oneshot::channel();
+            jobs.insert(0, Job { process: NAME.to_owned(), lines: self.own_lines(), reply });
+        }
         let all: Vec<Vec<u8>> = jobs.iter().flat_map(|job| job.lines.iter().cloned()).collect();
         let whole = if all.len() <= BATCH_LINES_MAX && jobs.iter().all(Job::is_own) {
             self.append(&all)
@@ -113,6 +121,19 @@ impl Work {
         }
     }
 
+    /// The lines of management's own journal that are not joined yet; when there are more than one batch takes, all but
+    /// the last of them are joined.
+    fn own_lines(&mut self) -> Vec<Vec<u8>> {
+        loop {
+            let lines: Vec<Vec<u8>> =
+                self.control.journal.unjoined().into_iter().map(String::into_bytes).collect();
+            if lines.len() < REPORT_LINES_MAX || self.append(&lines).is_err() {
+                return lines;
+            }
+            self.control.journal.joined(self.log.joined(NAME));
+        }
+    }
+
     fn append(&mut self, lines: &[Vec<u8>]) -> Result<(), JoinError> {
         let before = self.log.size();
         let indices = self.log.append(lines).map_err(|error| match error {
@@ -124,8 +145,11 @@ impl Work {
             }
             error => JoinError::Refused(error.to_string()),
         })?;
+        let mut next = before;
         for (line, index) in lines.iter().zip(indices) {
-            if index >= before {
+            // A line that came twice is shown once.
+            if index == next {
+                next += 1;
                 self.show(line);
             }
         }

@@ -112,6 +112,9 @@ pub struct Counts {
     pub grants_denied: u64,
     /// Requests of members that were refused, with a grant or without.
     pub requests_refused: u64,
+    /// Connections that a listener refused, and requests that reached no door.
+    #[serde(default)]
+    pub handshakes_refused: u64,
     /// Revocations asked for by people or playbooks; the end of a task is none.
     pub revocations: u64,
     /// Tasks done.
@@ -368,6 +371,10 @@ impl Projection {
             Record::GrantIssued { .. } => counts.grants_issued += 1,
             Record::GrantDenied { .. } => counts.grants_denied += 1,
             Record::Decision { allowed: false, .. } => counts.requests_refused += 1,
+            Record::HandshakesRefused { reasons, .. } => {
+                let refused = reasons.values().fold(0_u64, |sum, count| sum.saturating_add(*count));
+                counts.handshakes_refused = counts.handshakes_refused.saturating_add(refused);
+            }
             Record::Revoked { revoked, by, .. } if by != SCHEDULER && revoked != "task" => {
                 counts.revocations += 1;
             }
@@ -476,6 +483,12 @@ fn notable(record: &Record) -> Option<String> {
         Record::Decision { allowed: false, action, peer, reason, route, .. } => {
             format!("refused {action} to {peer} at {route}: {reason}")
         }
+        Record::HandshakesRefused { listener, reasons, signed_by } => {
+            let reasons: Vec<String> =
+                reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+            let by = if signed_by.is_empty() { "" } else { ", signed by an authority of ours" };
+            format!("refused at {listener}: {}{by}", reasons.join(", "))
+        }
         Record::OrderDecided { approved: false, order, reason, .. } => {
             format!("order {order} rejected: {reason}")
         }
@@ -579,6 +592,7 @@ mod tests {
             action: "read_bars".into(),
             route: "GET /v1/panel".into(),
             peer: "spiffe://t/agent/agent-1".into(),
+            key: String::new(),
             grant: None,
             task: None,
             allowed: false,

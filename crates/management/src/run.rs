@@ -141,6 +141,8 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
     let described = control.authorities().store.describe();
     journal.record_durably(&Record::KeyStoreOpened { store: described.id, seal: described.seal })?;
     control.check_domain_keys(first_start).map_err(BootstrapError::from)?;
+    control.record_own(&credentials.current()).map_err(BootstrapError::from)?;
+    control.record_issued().map_err(BootstrapError::from)?;
     if first_start {
         control.announce_tasks(&control.state()).map_err(BootstrapError::from)?;
     }
@@ -166,15 +168,15 @@ pub async fn run(layout: Layout, program: String, stop: watch::Receiver<bool>) -
         };
         let tls = wire::tls::server_config(&credentials, class)?;
         let listener = TcpListener::bind(*address).await?;
-        let options = ServerOptions::default();
+        let options = ServerOptions::recorded(&format!("{NAME}/{class}"), &journal);
         servers.spawn(serve(listener, tls, routes.into_router(), options, connections.clone(), stop.clone()));
     }
     let enrolment = wire::enrol::enrolment_server_config(&credentials)?;
     let listener = TcpListener::bind(topology.enrolment).await?;
-    let options = ServerOptions::default();
+    let options = ServerOptions::recorded(&format!("{NAME}/enrolment"), &journal);
     let router = newcomers_router(&control);
     let serving = |listener| {
-        serve(listener, enrolment.clone(), router.clone(), options, connections.clone(), stop.clone())
+        serve(listener, enrolment.clone(), router.clone(), options.clone(), connections.clone(), stop.clone())
     };
     servers.spawn(serving(Listener::from(listener)));
     if let Some(listener) = at_socket {

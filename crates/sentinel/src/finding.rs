@@ -22,6 +22,10 @@ pub enum Rule {
     SecretReopened,
     /// The root key of the store of keys is sealed with another passphrase than before.
     KeyStoreResealed,
+    /// An authority of ours signed a certificate that is not its to sign: its key is in other hands.
+    RogueAuthority,
+    /// A certificate was used of whose issue the log knows nothing.
+    UnloggedCertificate,
     /// An order was sent or filled that was never approved.
     OrderNotApproved,
     /// An order was sent twice.
@@ -47,6 +51,8 @@ impl Rule {
         Self::RetiredKey,
         Self::SecretReopened,
         Self::KeyStoreResealed,
+        Self::RogueAuthority,
+        Self::UnloggedCertificate,
         Self::OrderNotApproved,
         Self::OrderSentTwice,
         Self::OrderOverfilled,
@@ -66,6 +72,8 @@ impl Rule {
             Self::RetiredKey => "retired_key",
             Self::SecretReopened => "secret_reopened",
             Self::KeyStoreResealed => "key_store_resealed",
+            Self::RogueAuthority => "rogue_authority",
+            Self::UnloggedCertificate => "unlogged_certificate",
             Self::OrderNotApproved => "order_not_approved",
             Self::OrderSentTwice => "order_sent_twice",
             Self::OrderOverfilled => "order_overfilled",

@@ -7,6 +7,7 @@
 //!
 //! INVARIANT: memory is bounded by the configuration, whatever the records say.
 
+mod certified;
 mod clock;
 pub mod config;
 pub mod finding;

@@ -145,8 +145,10 @@ mod tests {
     const STOLEN_KEY: &str = include_str!("../../../policies/playbooks/stolen-key.toml");
     const SECRET_AT_RISK: &str = include_str!("../../../policies/playbooks/secret-at-risk.toml");
 
+    const STOLEN_AUTHORITY: &str = include_str!("../../../policies/playbooks/stolen-authority.toml");
+
     fn playbooks() -> Playbooks {
-        let books = [QUARANTINE, STOP_MODULE, STOLEN_KEY, SECRET_AT_RISK];
+        let books = [QUARANTINE, STOP_MODULE, STOLEN_KEY, SECRET_AT_RISK, STOLEN_AUTHORITY];
         Playbooks::new(books.map(|text| Playbook::parse(text).unwrap())).unwrap()
     }
 
@@ -170,10 +172,12 @@ mod tests {
         let quarantine = Playbook::parse(QUARANTINE).unwrap();
         let stolen = Playbook::parse(STOLEN_KEY).unwrap();
         let at_risk = Playbook::parse(SECRET_AT_RISK).unwrap();
-        let missing = Playbooks::new([quarantine.clone(), stolen.clone(), at_risk.clone()]);
+        let authority = Playbook::parse(STOLEN_AUTHORITY).unwrap();
+        let others = [stolen, at_risk, authority];
+        let missing = Playbooks::new([quarantine.clone()].into_iter().chain(others.clone()));
         assert!(matches!(missing, Err(SentinelError::Answers { rule: Rule::ModuleViolation, count: 0 })));
         let stop = Playbook::parse(STOP_MODULE).unwrap();
-        let twice = Playbooks::new([quarantine.clone(), quarantine, stop, stolen, at_risk]);
+        let twice = Playbooks::new([quarantine.clone(), quarantine, stop].into_iter().chain(others));
         assert!(matches!(twice, Err(SentinelError::Answers { count: 2, .. })));
     }
 

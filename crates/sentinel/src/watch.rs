@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use audit::record::Record;
 
+use crate::certified::Certified;
 use crate::clock::{Clocks, Moment};
 use crate::config::Config;
 use crate::finding::{Finding, Rule};
@@ -23,6 +24,9 @@ use crate::sizes::{Rate, Sizes};
 
 /// The most portfolios of one agent that have a statistic of their own; the rest share one.
 const PORTFOLIOS_MAX: usize = 64;
+
+/// The most authorities of which one record is believed to speak.
+const CLASSES_MAX: usize = 16;
 
 /// The most incidents that are open on one subject at a time before its modules' violations open no more.
 const OPEN_MAX: usize = 1024;
@@ -60,6 +64,8 @@ pub struct Sentinel {
     names: BTreeMap<String, String>,
     /// What seals the root key of each store of keys.
     seals: BTreeMap<String, String>,
+    /// Keys that the log says were certified.
+    certified: Certified,
     records: u64,
     incidents: u64,
 }
@@ -77,6 +83,7 @@ impl Sentinel {
             modules: BTreeSet::new(),
             names: BTreeMap::new(),
             seals: BTreeMap::new(),
+            certified: Certified::default(),
             records: 0,
             incidents: 0,
         }
@@ -96,10 +103,19 @@ impl Sentinel {
         if process.starts_with(&self.config.agent_processes) {
             return self.observe_agent(process, record).into_iter().collect();
         }
+        if process == self.config.authority {
+            self.learn_key(record);
+        }
         match record {
-            Record::Decision { allowed: false, peer, reason, task, .. } => {
-                self.refused(now, peer, reason, task.as_deref()).into_iter().collect()
+            Record::Decision { allowed, peer, key, reason, task, .. } => {
+                let unlogged = self.shown(peer, key, task.as_deref());
+                let refused = if *allowed { None } else { self.refused(now, peer, reason, task.as_deref()) };
+                unlogged.into_iter().chain(refused).collect()
             }
+            Record::OperatorAction { operator, key, .. } if process == self.config.authority => {
+                self.shown(operator, key, None).into_iter().collect()
+            }
+            Record::HandshakesRefused { listener, signed_by, .. } => self.signed_outside(listener, signed_by),
             Record::OrderDecided { .. } => self.order_decided(record),
             Record::OrderSent { order } => {
                 let outcome = self.orders.sent(order);
@@ -165,6 +181,42 @@ impl Sentinel {
         let short = |seal: &str| seal.get(..16).unwrap_or(seal).to_owned();
         let (expected, seen) = (format!("sealed as {}", short(&known)), format!("sealed as {}", short(seal)));
         self.open_incident(Rule::KeyStoreResealed, &format!("store {store}"), None, expected, seen)
+    }
+
+    /// Learns which keys are certified, and for whom: management says so before the key can be used.
+    fn learn_key(&mut self, record: &Record) {
+        match record {
+            Record::KeysCertified { id, keys, .. } | Record::KeysRotated { id, keys, .. } => {
+                if let Some(key) = keys.get("tls") {
+                    self.certified.note(key, id);
+                }
+            }
+            Record::Enrolled { id, key, .. } | Record::CertificateIssued { id, key, .. } => {
+                self.certified.note(key, id);
+            }
+            _ => {}
+        }
+    }
+
+    /// Somebody came with a certificate. Lines of older versions do not say with which.
+    fn shown(&mut self, peer: &str, key: &str, task: Option<&str>) -> Option<Finding> {
+        if key.is_empty() || self.certified.knows(key, peer) {
+            return None;
+        }
+        let expected = "a certificate whose issue is in the log".to_owned();
+        let seen = format!("one of the key {}", key.chars().take(16).collect::<String>());
+        self.open_incident(Rule::UnloggedCertificate, peer, task, expected, seen)
+    }
+
+    /// Authorities signed what they may not. No more than there are classes are told.
+    fn signed_outside(&mut self, listener: &str, signed_by: &[String]) -> Vec<Finding> {
+        let expected = "certificates of its own class and installation".to_owned();
+        let of = |class: &String| {
+            let subject = format!("authority/{class}");
+            let seen = format!("another, shown at {listener}");
+            self.open_incident(Rule::RogueAuthority, &subject, None, expected.clone(), seen)
+        };
+        signed_by.iter().take(CLASSES_MAX).filter_map(of).collect()
     }
 
     fn refused(&mut self, now: Moment, peer: &str, reason: &str, task: Option<&str>) -> Option<Finding> {

@@ -70,6 +70,7 @@ impl House {
             log_key: public(202),
             release_keys: vec![public(203), public(204)],
             release_threshold: 2,
+            require_pq: false,
         };
         let signed = root.sign_bundle(&bundle).unwrap();
         Self { root, authorities, signed }

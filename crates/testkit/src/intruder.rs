@@ -26,6 +26,8 @@ use wire::layout::Topology;
 use wire::problem::Problem;
 use wire::tls::Identity;
 
+use crate::forger::Forged;
+
 /// How long one request may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it is waited for a task.
@@ -248,6 +250,32 @@ pub enum Shown<'a> {
     SelfSigned(&'a str),
     /// Somebody's certificate, DER, with another one's private key, PKCS #8.
     Borrowed(&'a [u8], &'a [u8]),
+    /// A certificate that somebody else signed.
+    Forged(&'a Forged),
+}
+
+/// The key exchange that a listener chooses from everything that there is, the hybrid among it, and whether it gives
+/// tickets.
+///
+/// # Panics
+/// When there is nobody at the address, or no handshake comes about.
+#[must_use]
+pub fn key_exchange(address: SocketAddr) -> String {
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Gullible))
+        .with_no_client_auth();
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let name = ServerName::IpAddress(address.ip().into());
+    let mut session = ClientConnection::new(Arc::new(config), name).unwrap();
+    // The group is settled with the server's first words; that it refuses who shows no certificate comes later.
+    while session.negotiated_key_exchange_group().is_none() {
+        session.complete_io(&mut stream).unwrap();
+    }
+    format!("{:?}", session.negotiated_key_exchange_group().unwrap().name())
 }
 
 /// Connects, completes a handshake as far as it goes, and sends a request. What came back, or what ended it.
@@ -280,6 +308,11 @@ pub fn knock(address: SocketAddr, shown: Shown<'_>) -> Result<String, String> {
             // The library would notice if it were asked to compare the two.
             let shown = SingleCertAndKey::from(CertifiedKey::new(chain, key));
             builder.with_client_cert_resolver(Arc::new(shown))
+        }
+        Shown::Forged(forged) => {
+            let key = PrivatePkcs8KeyDer::from(forged.key.clone());
+            let chain = vec![CertificateDer::from(forged.certificate.clone())];
+            builder.with_client_auth_cert(chain, key.into()).unwrap()
         }
     };
     let stream = TcpStream::connect(address).unwrap();

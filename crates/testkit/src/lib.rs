@@ -15,6 +15,7 @@
 
 pub mod canary;
 pub mod denials;
+pub mod forger;
 pub mod hostile;
 pub mod house;
 pub mod intruder;

@@ -43,7 +43,7 @@ const PORTS: std::ops::Range<u16> = 15_000..32_000;
 const PORT_TRIES: u32 = 1_000;
 
 /// Files that operators may edit, below `config/`.
-const CONFIG: [(&str, &str); 10] = [
+const CONFIG: [(&str, &str); 11] = [
     ("policies/schema.cedarschema", include_str!("../../../policies/schema.cedarschema")),
     ("policies/standing.cedar", include_str!("../../../policies/standing.cedar")),
     ("policies/grants.cedar", include_str!("../../../policies/grants.cedar")),
@@ -56,6 +56,10 @@ const CONFIG: [(&str, &str); 10] = [
         include_str!("../../../policies/playbooks/secret-at-risk.toml"),
     ),
     ("policies/playbooks/stolen-key.toml", include_str!("../../../policies/playbooks/stolen-key.toml")),
+    (
+        "policies/playbooks/stolen-authority.toml",
+        include_str!("../../../policies/playbooks/stolen-authority.toml"),
+    ),
     ("policies/playbooks/stop-module.toml", include_str!("../../../policies/playbooks/stop-module.toml")),
 ];
 
@@ -82,6 +86,8 @@ pub(crate) struct RunRequest {
     pub(crate) days_per_second: Option<u32>,
     /// Last market day.
     pub(crate) until: Option<Day>,
+    /// Whether the installation is to take no key exchange but the hybrid post-quantum one.
+    pub(crate) require_pq: bool,
 }
 
 /// The plan that a first start would make; nothing where there is a plan already. It says what of the request counts for
@@ -137,7 +143,15 @@ fn ignored(plan: &Plan, request: &RunRequest) -> Vec<String> {
 pub(crate) fn prepare(layout: &Layout, request: &RunRequest, plan: Option<Plan>) -> Result<(), Failure> {
     files::create_private_dir(layout.root()).map_err(Failure::broken)?;
     if !bootstrap::is_done(layout) {
-        bootstrap::create(layout, &KeysAt::default()).map_err(Failure::broken)?;
+        let keys_at = KeysAt { require_pq: request.require_pq, ..KeysAt::default() };
+        bootstrap::create(layout, &keys_at).map_err(Failure::broken)?;
+    }
+    let (_, bundle) = bootstrap::bundle(layout).map_err(Failure::broken)?;
+    if request.require_pq && !bundle.require_pq {
+        return Err(Failure::refused(
+            "--require-pq counts at the first start only; for this installation, start it and run \
+             `trader keys require-pq on --yes`",
+        ));
     }
     if !layout.config().join(OPERATORS_MADE).exists() {
         for name in FIRST_OPERATORS {
@@ -519,7 +533,8 @@ mod tests {
     }
 
     fn request(until: Option<&str>) -> RunRequest {
-        RunRequest { seed: None, days_per_second: None, until: until.map(|day| day.parse().unwrap()) }
+        let until = until.map(|day| day.parse().unwrap());
+        RunRequest { seed: None, days_per_second: None, until, require_pq: false }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use identity::PeerClass;
+use identity::{PeerClass, SignedBundle};
 use management::bootstrap::{self, KeysAt};
 use management::routes::{Aim, BundlesBody, KeysView};
 use serde_json::json;
@@ -37,6 +37,9 @@ pub(crate) struct InitArgs {
     /// Without --hsm: file with the passphrase that seals the keys; without it, one is made in the state directory
     #[arg(long, value_name = "FILE", conflicts_with = "hsm")]
     pub(crate) passphrase_file: Option<PathBuf>,
+    /// Take no key exchange but the hybrid post-quantum one
+    #[arg(long)]
+    pub(crate) require_pq: bool,
 }
 
 /// Keys of the members, and the authorities above them.
@@ -58,6 +61,8 @@ pub(crate) enum KeysCommand {
     Shares(SharesArgs),
     /// Open a store in files with shares of its root key, and seal it with a new passphrase
     Recover(RecoverArgs),
+    /// Say whether connections are made and taken with the hybrid post-quantum key exchange alone
+    RequirePq(RequirePqArgs),
 }
 
 /// Whose keys.
@@ -75,6 +80,19 @@ pub(crate) struct RotateArgs {
 pub(crate) struct TaintArgs {
     /// Peer class: agents, operators, management, desk, market, news, research or ledger
     pub(crate) class: String,
+    /// Do it; without it, what would be done is shown
+    #[arg(long)]
+    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) ask: Ask,
+}
+
+/// Whether the hybrid key exchange is demanded.
+#[derive(Args)]
+pub(crate) struct RequirePqArgs {
+    /// `on`: X25519MLKEM768 alone; `off`: preferred, with X25519 for who knows nothing better
+    #[arg(value_parser = ["on", "off"])]
+    pub(crate) what: String,
     /// Do it; without it, what would be done is shown
     #[arg(long)]
     pub(crate) yes: bool,
@@ -101,8 +119,8 @@ pub(crate) fn init(args: &InitArgs) -> Outcome {
     };
     let secret_file = secret.map(absolute).transpose()?;
     files::create_private_dir(layout.root()).map_err(Failure::broken)?;
-    bootstrap::create(&layout, &KeysAt { store, secret_file: secret_file.clone() })
-        .map_err(Failure::refused)?;
+    let keys_at = KeysAt { store, secret_file: secret_file.clone(), require_pq: args.require_pq };
+    bootstrap::create(&layout, &keys_at).map_err(Failure::refused)?;
     line(&format!("state directory   {}", layout.root().display()));
     match (&args.hsm, secret_file) {
         (Some(_), _) => line("keys              in the token; they cannot be read out of it"),
@@ -127,6 +145,7 @@ pub(crate) async fn keys(command: &KeysCommand) -> Outcome {
         KeysCommand::Destroy(args) => secret_command::destroy(args).await,
         KeysCommand::Shares(args) => secret_command::shares(args),
         KeysCommand::Recover(args) => secret_command::recover(args),
+        KeysCommand::RequirePq(args) => require_pq(args).await,
     }
 }
 
@@ -213,28 +232,64 @@ async fn taint(args: &TaintArgs) -> Outcome {
     if view.bundles_waiting > 0 {
         return Err(Failure::refused("an authority is being replaced already; try again in a minute"));
     }
-    let begun = Instant::now();
     let bundles = bootstrap::replace_authority(&layout, class).map_err(Failure::refused)?;
-    let last = view.bundle.saturating_add(bundles.len() as u64);
+    let late = "the old authority is still trusted; see `trader keys status`";
+    let (bundle, took_ms) = publish(&args.ask, &operator, view.bundle, bundles, late).await?;
+    if args.ask.json {
+        return json(&json!({ "class": class.as_str(), "bundle": bundle, "took_ms": took_ms }));
+    }
+    line(&format!("the authority of {class} is replaced, after {took_ms} ms; trust bundle {bundle}"));
+    Ok(())
+}
+
+/// Has bundles published, and waits until the last of them is. Answers with its version and how long that took, in
+/// milliseconds.
+async fn publish(
+    ask: &Ask,
+    operator: &Operator,
+    held: u64,
+    bundles: Vec<SignedBundle>,
+    late: &str,
+) -> Result<(u64, u64), Failure> {
+    let begun = Instant::now();
+    let last = held.saturating_add(bundles.len() as u64);
     let _: serde_json::Value = operator.post("/v1/bundles", &BundlesBody { bundles }).await?;
     loop {
-        let operator = Operator::of(&args.ask)?;
-        let now: KeysView = operator.get("/v1/keys").await?;
+        let now: KeysView = Operator::of(ask)?.get("/v1/keys").await?;
         if now.bundle >= last {
-            let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            return if args.ask.json {
-                json(&json!({ "class": class.as_str(), "bundle": now.bundle, "took_ms": took_ms }))
-            } else {
-                line(&format!(
-                    "the authority of {class} is replaced, after {took_ms} ms; trust bundle {}",
-                    now.bundle
-                ));
-                Ok(())
-            };
+            return Ok((now.bundle, u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)));
         }
         if begun.elapsed() > DONE_WITHIN {
-            return Err(Failure::broken("the old authority is still trusted; see `trader keys status`"));
+            return Err(Failure::broken(late));
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+}
+
+async fn require_pq(args: &RequirePqArgs) -> Outcome {
+    let layout = Layout::new(&args.ask.dir.dir);
+    let require = args.what == "on";
+    let operator = Operator::of(&args.ask)?;
+    let view: KeysView = operator.get("/v1/keys").await?;
+    if !args.yes {
+        line(
+            "the root, which must be at hand, signs a bundle that says so; every member goes by it within seconds",
+        );
+        line("connections that are open end within 15 minutes, and the next ones go by it");
+        let root = layout.root().display();
+        say(&format!("to do it: trader keys require-pq {} --yes --dir {root}", args.what));
+        return Ok(());
+    }
+    if view.bundles_waiting > 0 {
+        return Err(Failure::refused("an authority is being replaced; try again in a minute"));
+    }
+    let bundle = bootstrap::require_pq(&layout, require).map_err(Failure::refused)?;
+    let late = "the new bundle is not published yet; see `trader keys status`";
+    let (bundle, took_ms) = publish(&args.ask, &operator, view.bundle, vec![bundle], late).await?;
+    if args.ask.json {
+        return json(&json!({ "require_pq": require, "bundle": bundle, "took_ms": took_ms }));
+    }
+    let what = if require { "demanded" } else { "preferred" };
+    line(&format!("the hybrid key exchange is {what}; trust bundle {bundle}"));
+    Ok(())
 }

@@ -136,7 +136,7 @@ fn connect(layout: &Layout, name: &str) -> Result<Held, Failure> {
 pub(crate) fn issue(layout: &Layout, name: &str) -> Result<Identity, Failure> {
     let authorities = bootstrap::authorities(layout).map_err(Failure::broken)?;
     let id = SpiffeId::operator(&authorities.trust_domain, name).map_err(Failure::refused)?;
-    bootstrap::issue_here(&authorities, &id, &layout.operator(name)).map_err(Failure::broken)
+    bootstrap::issue_noted(layout, &authorities, &id, &layout.operator(name)).map_err(Failure::broken)
 }
 
 fn failure(error: ClientError) -> Failure {

@@ -35,6 +35,7 @@ pub(crate) async fn status(ask: &Ask) -> Outcome {
     line(&format!("orders       {} ({} filled, {} rejected)", counts.orders, counts.fills, counts.rejected));
     line(&format!("grants       {} issued, {} denied", counts.grants_issued, counts.grants_denied));
     line(&format!("refused      {} requests", counts.requests_refused));
+    line(&format!("turned away  {} connections at the listeners", counts.handshakes_refused));
     line(&format!("tasks        {} done, {} given to another", counts.tasks_done, counts.tasks_lost));
     line(&format!("revocations  {} (log at {})", counts.revocations, summary.revision));
     line(&format!("incidents    {} open", summary.incidents_open));

@@ -46,6 +46,9 @@ pub(crate) struct UpArgs {
     /// Last market day; counts at the first start only
     #[arg(long, value_name = "YYYY-MM-DD")]
     until: Option<Day>,
+    /// Take no key exchange but the hybrid post-quantum one; at the first start
+    #[arg(long)]
+    require_pq: bool,
     /// Say nothing but errors on standard error
     #[arg(long)]
     quiet: bool,
@@ -77,7 +80,12 @@ pub(crate) async fn up(args: UpArgs) -> Outcome {
         first_start::check_removable(&layout)?;
     }
     // What is asked for is checked before anything is made or removed: a mistyped day must not cost a state, nor leave one.
-    let request = RunRequest { seed: args.seed, days_per_second: args.speed.0, until: args.until };
+    let request = RunRequest {
+        seed: args.seed,
+        days_per_second: args.speed.0,
+        until: args.until,
+        require_pq: args.require_pq,
+    };
     let plan = first_start::plan_for(&layout, &request, args.fresh)?;
     let lock = lock(&root)?;
     if args.fresh {

@@ -117,7 +117,7 @@ pub async fn run(
         let tls = server_config(membership.credentials(), class)?;
         let listener =
             TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
-        let options = ServerOptions::default();
+        let options = ServerOptions::recorded(&format!("{domain}/{class}"), &journal);
         servers.spawn(serve(listener, tls, router, options, connections.clone(), stop.clone()));
     }
     // The log is told last: what a request that is still under way decides must get there too.

@@ -156,6 +156,7 @@ impl<D: Send + Sync + 'static> Shared<D> {
             action: admitted.permit.action().as_str().into(),
             route: admitted.route.clone(),
             peer: admitted.peer.id.to_string(),
+            key: admitted.peer.key_digits(),
             grant: Some(admitted.permit.grant().to_owned()),
             task: Some(admitted.permit.task().to_owned()),
             allowed: false,

@@ -31,7 +31,7 @@ use tokio_rustls::TlsConnector;
 use crate::listener::{self, Stream};
 use crate::problem::Problem;
 use crate::server::{BODY_BYTES_MAX, HEADER_READ_TIMEOUT};
-use crate::tls::{self, Credentials, Identity, WireError};
+use crate::tls::{ClientTls, Credentials, Identity, WireError};
 
 /// Most idle connections that are kept.
 pub const IDLE_MAX: usize = 8;
@@ -164,7 +164,7 @@ pub struct Client {
 }
 
 struct Shared {
-    tls: Arc<ClientConfig>,
+    tls: ClientTls,
     /// Whose connections these are; a client with one identity for ever has none.
     credentials: Option<Credentials>,
     address: SocketAddr,
@@ -199,21 +199,21 @@ impl Client {
         address: SocketAddr,
     ) -> Result<Self, WireError> {
         let credentials = credentials.into();
-        let tls = tls::client_config(&credentials, expects, id)?;
+        let tls = ClientTls::new(&credentials, expects, id)?;
         Ok(Self::assemble(tls, Some(credentials), address, None))
     }
 
     pub(crate) fn with_config(tls: Arc<ClientConfig>, address: SocketAddr) -> Self {
-        Self::assemble(tls, None, address, None)
+        Self::assemble(tls.into(), None, address, None)
     }
 
     /// A client that asks at a socket of this machine what listens at the address as well.
     pub(crate) fn at_socket(tls: Arc<ClientConfig>, address: SocketAddr, socket: PathBuf) -> Self {
-        Self::assemble(tls, None, address, Some(socket))
+        Self::assemble(tls.into(), None, address, Some(socket))
     }
 
     fn assemble(
-        tls: Arc<ClientConfig>,
+        tls: ClientTls,
         credentials: Option<Credentials>,
         address: SocketAddr,
         socket: Option<PathBuf>,
@@ -409,7 +409,7 @@ impl Client {
             };
             // The name is not used: the verifier asks for a SPIFFE ID.
             let name = ServerName::IpAddress(address.ip().into());
-            let stream = match TlsConnector::from(self.shared.tls.clone()).connect(name, stream).await {
+            let stream = match TlsConnector::from(self.shared.tls.current()).connect(name, stream).await {
                 Ok(stream) => stream,
                 Err(error) if tls_error(&error).is_some() => {
                     return Err(ClientError::Handshake { address, source: error.into() });

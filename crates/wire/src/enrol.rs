@@ -31,8 +31,9 @@ use crate::api::{KeyChallenge, KeyOffer};
 use crate::client::{Client, ClientError};
 use crate::own_keys::OwnKeys;
 use crate::proofs::Proofs;
+use crate::refusals::CertificateRefused;
 use crate::renew;
-use crate::tls::{self, ClassVerifier, Credentials, Identity, ServerTls, Trust, WireError};
+use crate::tls::{self, ClassVerifier, Credentials, Groups, Identity, ServerTls, Trust, WireError};
 
 /// The route of enrolment; a POST of [`EnrolRequest`], answered with [`EnrolReply`].
 pub const ENROL_PATH: &str = "/v1/enrol";
@@ -129,7 +130,9 @@ pub struct EnrolReply {
 /// # Errors
 /// [`WireError::Tls`] when the library refuses.
 pub fn enrolment_server_config(credentials: impl Into<Credentials>) -> Result<ServerTls, WireError> {
-    tls::newcomers_config(credentials.into(), Arc::new(NewcomerVerifier))
+    let credentials = credentials.into();
+    let trust = Trust::Current(credentials.clone());
+    tls::newcomers_config(credentials, Arc::new(NewcomerVerifier { trust }))
 }
 
 /// Enrols with a ticket, proves the new keys at `members` (where management listens to its class), and stores the
@@ -190,7 +193,7 @@ pub(crate) fn newcomers_client(
     at: At,
 ) -> Result<Client, WireError> {
     let shown = tls::fixed(vec![keys.self_signed()?], keys.tls_signer()?);
-    let tls = tls::client(verifier, shown)?;
+    let tls = tls::client(verifier, shown, Groups::HybridFirst)?;
     Ok(match at.socket {
         Some(socket) => Client::at_socket(tls, at.address, socket),
         None => Client::with_config(tls, at.address),
@@ -234,7 +237,24 @@ async fn ask<T: serde::de::DeserializeOwned>(
 
 /// Accepts a certificate that shows a P-256 key and was made by the one who shows it.
 #[derive(Debug)]
-struct NewcomerVerifier;
+struct NewcomerVerifier {
+    /// What it looks a refused certificate over by.
+    trust: Trust,
+}
+
+impl NewcomerVerifier {
+    fn check(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+    ) -> Result<(), CertificateRefused> {
+        tls::check_chain_size(end_entity, others)?;
+        if !others.is_empty() {
+            return Err(IdentityError::Certificate("a newcomer has no authority").into());
+        }
+        Ok(identity::leaf::newcomer_key(end_entity).map(drop)?)
+    }
+}
 
 impl ClientCertVerifier for NewcomerVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
@@ -247,11 +267,7 @@ impl ClientCertVerifier for NewcomerVerifier {
         intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        tls::check_chain_size(end_entity, intermediates)?;
-        if !intermediates.is_empty() {
-            return Err(tls::refused(IdentityError::Certificate("a newcomer has no authority")));
-        }
-        identity::leaf::newcomer_key(end_entity).map_err(tls::refused)?;
+        self.check(end_entity, intermediates).map_err(|refused| self.trust.look_into(refused, end_entity))?;
         Ok(ClientCertVerified::assertion())
     }
 

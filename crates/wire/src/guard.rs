@@ -365,6 +365,7 @@ fn stray(journal: &Journal, peer: &Peer, method: &Method, uri: &Uri, problem: Pr
         action: "none".into(),
         route: format!("{method} {path}"),
         peer: peer.id.to_string(),
+        key: peer.key_digits(),
         grant: None,
         task: None,
         allowed: false,
@@ -519,6 +520,7 @@ fn decision(ask: &Ask<'_>, verdict: &Verdict) -> Option<Record> {
     Some(match ask.needs {
         Needs::Operator(action) => Record::OperatorAction {
             operator: ask.peer.id.to_string(),
+            key: ask.peer.key_digits(),
             action: action.as_str().into(),
             target: ask.touched.target.clone(),
             allowed,
@@ -528,6 +530,7 @@ fn decision(ask: &Ask<'_>, verdict: &Verdict) -> Option<Record> {
             action: ask.needs.as_str().into(),
             route: ask.route.into(),
             peer: ask.peer.id.to_string(),
+            key: ask.peer.key_digits(),
             grant,
             task,
             allowed,

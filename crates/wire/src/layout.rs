@@ -70,6 +70,12 @@ impl Layout {
         self.process("management").join("authorities")
     }
 
+    /// Certificates that were issued on this machine by an authority's own hand, until management has recorded them.
+    #[must_use]
+    pub fn issued(&self) -> PathBuf {
+        self.process("management").join("issued")
+    }
+
     /// The root key: needed to make authorities, never while the system runs. Take it off the machine.
     #[must_use]
     pub fn offline_root(&self) -> PathBuf {

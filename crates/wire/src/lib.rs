@@ -7,19 +7,23 @@
 
 pub mod api;
 pub mod client;
+mod danger;
 pub mod enrol;
 pub mod files;
 pub mod guard;
+mod hello;
 pub mod journal;
 pub mod layout;
 pub mod listener;
 pub mod own_keys;
 pub mod problem;
 pub mod proofs;
+pub mod refusals;
 pub mod renew;
 pub mod revocations;
 pub mod secrets;
 pub mod server;
 pub mod tls;
+mod verify;
 
 pub use axum::http;

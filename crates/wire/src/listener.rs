@@ -98,6 +98,16 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// The first bytes that the other end sent, which stay to be read; none of them at a socket of this machine.
+    pub(crate) async fn peek(&self, first: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Network(stream) => stream.peek(first).await,
+            Self::Local(_) => Ok(0),
+        }
+    }
+}
+
 /// Longest path that a socket can be named by, in bytes, with room to spare.
 const SOCKET_PATH_MAX: usize = 100;
 

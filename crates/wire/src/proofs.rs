@@ -114,7 +114,7 @@ impl HostKey {
     /// # Errors
     /// [`WireError::Proof`] when the key is of no kind that can be used.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, WireError> {
-        let key = tls::provider().key_provider.load_private_key(key);
+        let key = tls::provider(tls::Groups::HybridFirst).key_provider.load_private_key(key);
         let key = key.map_err(|error| WireError::Proof(format!("the host's key cannot be used: {error}")))?;
         Ok(Self { chain, key })
     }

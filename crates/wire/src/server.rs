@@ -19,24 +19,30 @@ use axum::body::Body;
 use axum::extract::DefaultBodyLimit;
 use axum::response::{IntoResponse as _, Response};
 use http_body_util::Limited;
-use hyper::Request;
 use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
+use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use identity::SpiffeId;
 use identity::attest::LocalProgram;
+use identity::{PeerClass, SpiffeId};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
+use crate::danger::{Defence, Switches};
 use crate::enrol::Newcomer;
-use crate::journal::told;
+use crate::hello;
+use crate::journal::{Journal, told};
 use crate::listener::{Listener, Stream};
 use crate::problem::Problem;
-use crate::tls::{self, Door, Peer, ServerTls};
+use crate::refusals::{self, Refusal, Refusals};
+use crate::tls::{Door, Peer, ServerTls};
 
 /// How long a handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -75,17 +81,27 @@ pub const STOP_GRACE: Duration = Duration::from_secs(3);
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
 /// Limits that a listener may tighten. They cannot be loosened beyond this module's constants.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ServerOptions {
     /// Most connections at once.
     pub connections_max: usize,
     /// Longest life of a connection.
     pub connection_age_max: Duration,
+    /// Where refused connections are counted, on their way to the journal. Every listener of a process has one.
+    pub refusals: Option<Arc<Refusals>>,
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { connections_max: CONNECTIONS_MAX, connection_age_max: CONNECTION_AGE_MAX }
+        Self { connections_max: CONNECTIONS_MAX, connection_age_max: CONNECTION_AGE_MAX, refusals: None }
+    }
+}
+
+impl ServerOptions {
+    /// The options of a listener, named as the topology names it, whose refusals go to its process's journal.
+    #[must_use]
+    pub fn recorded(listener: &str, journal: &Arc<Journal>) -> Self {
+        Self { refusals: Some(Refusals::new(listener, journal.clone())), ..Self::default() }
     }
 }
 
@@ -185,9 +201,9 @@ enum Caller {
 }
 
 impl Caller {
-    fn of(door: Door, certificate: &[u8]) -> Option<Self> {
+    fn of(door: Door, certificate: &[u8], switches: Switches) -> Option<Self> {
         match door {
-            Door::Peers(_) => door.peer(certificate).map(Self::Peer),
+            Door::Peers(_) => door.peer(certificate, switches).map(Self::Peer),
             Door::Newcomers => Newcomer::of(certificate).map(Self::Newcomer),
         }
     }
@@ -218,11 +234,24 @@ impl Caller {
 
 /// What every connection of a listener shares.
 struct Shared {
-    acceptor: TlsAcceptor,
-    door: Door,
+    tls: ServerTls,
     service: TowerToHyperService<Router>,
     connections: Arc<Connections>,
     age_max: Duration,
+    refusals: Option<Arc<Refusals>>,
+}
+
+impl Shared {
+    fn refused(&self, refusal: Refusal, signed_by: Option<PeerClass>) {
+        if let Some(refusals) = &self.refusals {
+            refusals.count(refusal, signed_by);
+        }
+    }
+
+    /// When the certificate of a caller ends, where that is looked at.
+    fn end_of(&self, caller: &Caller) -> Option<i64> {
+        caller.expires().filter(|_| self.tls.switches.on(Defence::Validity))
+    }
 }
 
 /// Serves a router until told to stop (or until the sender of `stop` is gone), then lets requests under way
@@ -239,12 +268,13 @@ pub async fn serve(
     let listener = listener.into();
     let permits = Arc::new(Semaphore::new(options.connections_max.min(CONNECTIONS_MAX)));
     let shared = Arc::new(Shared {
-        acceptor: TlsAcceptor::from(tls.config),
-        door: tls.door,
         service: TowerToHyperService::new(router.layer(DefaultBodyLimit::max(BODY_BYTES_MAX))),
         connections,
         age_max: options.connection_age_max.min(CONNECTION_AGE_MAX),
+        refusals: options.refusals,
+        tls,
     });
+    let keeping = shared.refusals.clone().map(|refusals| tokio::spawn(refusals.keep(stop.clone())));
     let stop_for_connections = stop.clone();
     let mut tasks = JoinSet::new();
     loop {
@@ -263,7 +293,7 @@ pub async fn serve(
                         drop(permit);
                     });
                 }
-                Err(_) => tracing::warn!("a connection was closed at once: there are too many"),
+                Err(_) => shared.refused(Refusal::ConnectionLimit, None),
             },
             Err(error) => {
                 tracing::warn!(%error, "no connection could be accepted");
@@ -275,43 +305,75 @@ pub async fn serve(
     let ended = async { while tasks.join_next().await.is_some() {} };
     // What has not ended by itself is aborted when the set is dropped.
     let _ = tokio::time::timeout(STOP_GRACE * 2, ended).await;
+    if let (Some(keeping), Some(refusals)) = (keeping, &shared.refusals) {
+        let _ = keeping.await;
+        refusals.write().await;
+    }
 }
 
-async fn connection(stream: Stream, shared: &Shared, mut stop: watch::Receiver<bool>) {
+/// Makes the handshake. Nobody comes of it when it fails; what is refused is counted.
+async fn greet(stream: Stream, shared: &Shared) -> Option<(TlsStream<Stream>, Caller)> {
     let local = match stream.arrive().await {
         Ok(local) => local,
         Err(error) => {
             tracing::debug!(%error, "a connection ended before its handshake");
-            return;
+            return None;
         }
     };
-    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, shared.acceptor.accept(stream));
-    let stream = match handshake.await {
-        Ok(Ok(stream)) => stream,
-        // A balancer looks whether anybody listens: it connects and says nothing.
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => return,
+    let acceptor = TlsAcceptor::from(shared.tls.current());
+    let handshake = async {
+        let mut first = [0; hello::LOOKED_AT];
+        let there = stream.peek(&mut first).await?;
+        if hello::is_too_old(first.get(..there).unwrap_or_default()) {
+            return Ok(Err(stream));
+        }
+        acceptor.accept(stream).await.map(Ok)
+    };
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        Ok(Ok(Ok(stream))) => stream,
+        Ok(Ok(Err(mut stream))) => {
+            shared.refused(Refusal::TlsVersion, None);
+            // What was sent is read, so that the alert is not lost to a reset.
+            let _ = stream.read(&mut [0; hello::LOOKED_AT]).await;
+            let _ = stream.write_all(&hello::TOO_OLD).await;
+            return None;
+        }
         Ok(Err(error)) => {
-            tracing::info!(%error, "a handshake failed");
-            return;
+            // A balancer looks whether anybody listens: it connects and says nothing. That is no refusal.
+            if let Some((refusal, signed_by)) = refusals::of_handshake(&error) {
+                tracing::debug!(%error, "a handshake failed");
+                shared.refused(refusal, signed_by);
+            }
+            return None;
         }
         Err(_) => {
-            tracing::info!("a handshake took too long");
-            return;
+            shared.refused(Refusal::Timeout, None);
+            return None;
         }
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let Some(caller) = certificate.and_then(|certificate| Caller::of(shared.door, certificate)) else {
-        tracing::warn!("a verified certificate says nothing that this door takes");
-        return;
+    let switches = shared.tls.switches;
+    let Some(caller) = certificate.and_then(|shown| Caller::of(shared.tls.door, shown, switches)) else {
+        shared.refused(Refusal::MalformedCertificate, None);
+        return None;
     };
-    let caller = caller.at(local);
+    Some((stream, caller.at(local)))
+}
+
+async fn connection(stream: Stream, shared: &Shared, mut stop: watch::Receiver<bool>) {
+    let Some((stream, caller)) = greet(stream, shared).await else { return };
     let Some(mut entered) = shared.connections.enter(caller.id().cloned()) else {
-        tracing::warn!(peer = ?caller.id(), "a connection was closed at once: the peer has too many");
+        shared.refused(Refusal::PeerLimit, None);
         return;
     };
 
-    let (soft, hard) = life(Instant::now(), tls::unix_now(), caller.expires(), shared.age_max);
-    let service = service_fn(|request| answer(request, shared.service.clone(), caller.clone()));
+    let ends = shared.end_of(&caller);
+    let (soft, hard) = life(Instant::now(), shared.tls.clock.seconds(), ends, shared.age_max);
+    let (soft, hard) = match shared.tls.switches.on(Defence::ConnectionAge) {
+        true => (soft, hard),
+        false => (soft + REQUEST_TIMEOUT, hard + REQUEST_TIMEOUT),
+    };
+    let service = service_fn(|request| answer(request, shared, caller.clone()));
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
@@ -332,7 +394,12 @@ async fn connection(stream: Stream, shared: &Shared, mut stop: watch::Receiver<b
                 tracing::info!(peer = ?caller.id(), "a connection was cut");
                 return;
             }
-            () = hard.as_mut() => return,
+            () = hard.as_mut() => {
+                if ends.is_some_and(|ends| shared.tls.clock.seconds() >= ends) {
+                    shared.refused(Refusal::CertificateEnded, None);
+                }
+                return;
+            }
             () = told(&mut stop), if !ending => {
                 ending = true;
                 connection.as_mut().graceful_shutdown();
@@ -345,6 +412,9 @@ async fn connection(stream: Stream, shared: &Shared, mut stop: watch::Receiver<b
             }
             result = connection.as_mut() => {
                 if let Err(error) = result {
+                    if error.is_parse() || error.is_parse_too_large() {
+                        shared.refused(Refusal::BadHead, None);
+                    }
                     tracing::debug!(%error, "a connection ended");
                 }
                 return;
@@ -366,20 +436,47 @@ fn life(start: Instant, now: i64, expires: Option<i64>, age_max: Duration) -> (I
     (start + hard.saturating_sub(STOP_GRACE), start + hard)
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    service: TowerToHyperService<Router>,
-    caller: Caller,
-) -> Result<Response, Infallible> {
-    if let Err(problem) = check(&request) {
+async fn answer(request: Request<Incoming>, shared: &Shared, caller: Caller) -> Result<Response, Infallible> {
+    if let Err((refusal, detail)) = check(&request) {
+        shared.refused(refusal, None);
+        let problem = match refusal {
+            Refusal::BodyTooLarge => Problem::too_large(refusal.as_str(), detail),
+            _ => Problem::bad_request(refusal.as_str(), detail),
+        };
         return Ok(problem.into_response());
     }
     // The timer ends the connection too, but a machine that slept wakes up with late timers and a right
     // clock.
-    if caller.expires().is_some_and(|expires| tls::unix_now() >= expires) {
+    if shared.end_of(&caller).is_some_and(|ends| shared.tls.clock.seconds() >= ends) {
+        shared.refused(Refusal::CertificateEnded, None);
         let detail = "the certificate of this connection has expired";
-        return Ok(Problem::unauthorized("certificate_expired", detail).into_response());
+        let mut response = Problem::unauthorized(Refusal::CertificateEnded.as_str(), detail).into_response();
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        return Ok(response);
     }
+    let at_door = matches!(caller, Caller::Newcomer(_));
+    let response = handle(request, shared.service.clone(), caller).await?;
+    if at_door && let Some(refusal) = unanswered(response.status()) {
+        shared.refused(refusal, None);
+    }
+    Ok(response)
+}
+
+/// What a newcomer asked for that reached no decision; decisions are journalled by who makes them.
+fn unanswered(status: StatusCode) -> Option<Refusal> {
+    match status {
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Some(Refusal::NoSuchRoute),
+        StatusCode::PAYLOAD_TOO_LARGE => Some(Refusal::BodyTooLarge),
+        StatusCode::BAD_REQUEST | StatusCode::UNSUPPORTED_MEDIA_TYPE => Some(Refusal::BadRequest),
+        _ => None,
+    }
+}
+
+async fn handle(
+    request: Request<Incoming>,
+    service: TowerToHyperService<Router>,
+    caller: Caller,
+) -> Result<Response, Infallible> {
     let mut request = request.map(|body| Body::new(Limited::new(body, BODY_BYTES_MAX)));
     match caller {
         Caller::Peer(peer) => drop(request.extensions_mut().insert(peer)),
@@ -403,20 +500,20 @@ async fn answer(
     }
 }
 
-/// Refuses what no router should have to think about.
-fn check(request: &Request<Incoming>) -> Result<(), Problem> {
+/// Refuses what no router should have to think about, and says why.
+fn check(request: &Request<Incoming>) -> Result<(), (Refusal, &'static str)> {
     let uri = request.uri();
     if uri.scheme().is_some() || uri.authority().is_some() {
-        return Err(Problem::bad_request("bad_target", "a request names a path, nothing more"));
+        return Err((Refusal::BadTarget, "a request names a path, nothing more"));
     }
     if uri.path_and_query().map_or(0, |path| path.as_str().len()) > PATH_BYTES_MAX {
-        return Err(Problem::bad_request("bad_target", "the path is too long"));
+        return Err((Refusal::BadTarget, "the path is too long"));
     }
     if !is_canonical(uri.path()) {
-        return Err(Problem::bad_request("bad_path", "the path does not have the one accepted spelling"));
+        return Err((Refusal::BadPath, "the path does not have the one accepted spelling"));
     }
     if request.body().size_hint().lower() > BODY_BYTES_MAX as u64 {
-        return Err(Problem::too_large("body_too_large", "a body has at most 8 MiB"));
+        return Err((Refusal::BodyTooLarge, "a body has at most 8 MiB"));
     }
     Ok(())
 }

@@ -3,8 +3,8 @@
 //! Every listener accepts one class of peers and every client expects one; the trust anchor is that class's
 //! authority from the signed bundle, and whatever else a peer sends along is ignored. The name checked is the
 //! SPIFFE ID, never a host name. There is no TLS 1.2, no session ticket, no resumption and no early data, so
-//! every connection proves its key anew. X25519MLKEM768 is preferred. The provider is named at every
-//! configuration: no process-wide default is relied on.
+//! every connection proves its key anew. X25519MLKEM768 is preferred; an installation whose bundle says so takes nothing
+//! else. The provider is named at every configuration: no process-wide default is relied on.
 //!
 //! INVARIANT: a [`Peer`] exists only for a connection whose certificate was verified against its class's
 //! authority.
@@ -17,32 +17,34 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use identity::{AuthorityCertificate, Bundle, IdentityError, Leaf, PeerClass, SignedBundle, SpiffeId};
 use keys::VerifyingKey;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{ResolvesClientCert, Resumption};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::ResolvesServerCert;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, ServerConfig,
-    SignatureScheme,
-};
-use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use rustls::{ClientConfig, ServerConfig, SignatureScheme};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::KeyUsage;
 use zeroize::Zeroizing;
 
 use crate::client::ClientError;
+use crate::danger::{Clock, Defence, Switches};
 use crate::files::{self, FileError};
 use crate::own_keys::{OwnKeys, StoredKeys};
-
-/// Most certificates that a peer may send: its own and its authority's.
-pub const CHAIN_MAX: usize = 2;
+pub use crate::verify::CHAIN_MAX;
+pub(crate) use crate::verify::{
+    ClassVerifier, Trust, check_chain_size, no_tls12, refused, schemes, seconds, verify_signature,
+};
 
 /// The file of an [`Identity`] within its directory.
 pub(crate) const IDENTITY_FILE: &str = "identity.json";
+
+/// How many digits of a key the log tells.
+const KEY_DIGITS: usize = 16;
 
 /// The only application protocol spoken.
 const ALPN: &[u8] = b"http/1.1";
@@ -191,7 +193,7 @@ impl Identity {
             {
                 Ok(()) => true,
                 Err(error) => {
-                    refusal = error.into();
+                    refusal = rustls::Error::from(error).into();
                     false
                 }
             }
@@ -344,6 +346,11 @@ impl Credentials {
         self.0.borrow().clone()
     }
 
+    /// Whether the installation takes no key exchange but the hybrid one.
+    pub(crate) fn requires_pq(&self) -> bool {
+        self.0.borrow().bundle.require_pq
+    }
+
     /// From now on, this one.
     pub fn replace(&self, identity: Arc<Identity>) {
         self.0.send_replace(identity);
@@ -428,12 +435,50 @@ pub struct Peer {
     pub expires: i64,
 }
 
+impl Peer {
+    /// The first 16 digits of its key, by which the log tells keys apart.
+    #[must_use]
+    pub fn key_digits(&self) -> String {
+        let mut digits = keys::to_hex(&self.key);
+        digits.truncate(KEY_DIGITS);
+        digits
+    }
+}
+
 /// How a listener speaks TLS, and whom it lets in. Kept in one value so that a listener for newcomers, whose
 /// certificates prove a key and no name, can never be served as one for peers.
 #[derive(Debug, Clone)]
 pub struct ServerTls {
     pub(crate) config: Arc<ServerConfig>,
+    /// The same, with the hybrid key exchange alone.
+    hybrid: Arc<ServerConfig>,
+    credentials: Credentials,
     pub(crate) door: Door,
+    pub(crate) switches: Switches,
+    pub(crate) clock: Clock,
+}
+
+impl ServerTls {
+    fn new(
+        credentials: Credentials,
+        verifier: Arc<dyn ClientCertVerifier>,
+        (door, with_authority): (Door, bool),
+        switches: Switches,
+    ) -> Result<Self, WireError> {
+        let clock = Clock::default();
+        let server = |groups: Groups| -> Result<_, WireError> {
+            let shown = Shown { credentials: credentials.clone(), with_authority };
+            Ok(Arc::new(server(verifier.clone(), shown, groups, (switches, &clock))?))
+        };
+        let (config, hybrid) = (server(Groups::HybridFirst)?, server(Groups::HybridOnly)?);
+        Ok(Self { config, hybrid, credentials, door, switches, clock })
+    }
+
+    /// The configuration of the moment: the bundle may ask for more than it did when the listener was made.
+    pub(crate) fn current(&self) -> Arc<ServerConfig> {
+        let hybrid_only = self.switches.on(Defence::HybridOnly) && self.credentials.requires_pq();
+        if hybrid_only { self.hybrid.clone() } else { self.config.clone() }
+    }
 }
 
 /// Who comes through a listener.
@@ -447,9 +492,11 @@ pub(crate) enum Door {
 
 impl Door {
     /// What a verified certificate says at this door; `None` when it says nothing that this door takes.
-    pub(crate) fn peer(self, certificate: &[u8]) -> Option<Peer> {
-        let Leaf { id, class, key, epoch, expires, .. } = Leaf::parse(certificate).ok()?;
-        (self == Self::Peers(class)).then_some(Peer { id, class, key, epoch, expires })
+    pub(crate) fn peer(self, certificate: &[u8], switches: Switches) -> Option<Peer> {
+        let leaf = crate::verify::leaf(certificate, switches).ok()?;
+        let Leaf { id, class, key, epoch, expires, .. } = leaf;
+        let door = if switches.on(Defence::Class) { self } else { Self::Peers(class) };
+        (door == Self::Peers(class)).then_some(Peer { id, class, key, epoch, expires })
     }
 }
 
@@ -462,14 +509,21 @@ pub fn server_config(
     credentials: impl Into<Credentials>,
     accepts: PeerClass,
 ) -> Result<ServerTls, WireError> {
-    let credentials = credentials.into();
-    credentials.current().knows(accepts)?;
-    let verifier = ClassVerifier::new(Trust::Current(credentials.clone()), accepts, None);
-    let shown = Shown { credentials, with_authority: false };
-    Ok(ServerTls { config: Arc::new(server(Arc::new(verifier), shown)?), door: Door::Peers(accepts) })
+    server_config_with(credentials.into(), accepts, Switches::default())
 }
 
-/// TLS for a client that expects a peer of one class, and this very peer where an id is given.
+pub(crate) fn server_config_with(
+    credentials: Credentials,
+    accepts: PeerClass,
+    switches: Switches,
+) -> Result<ServerTls, WireError> {
+    credentials.current().knows(accepts)?;
+    let trust = Trust::Current(credentials.clone());
+    let verifier = ClassVerifier::new(trust, accepts, None).with_switches(switches);
+    ServerTls::new(credentials, Arc::new(verifier), (Door::Peers(accepts), false), switches)
+}
+
+/// TLS for a client that expects a peer of one class, and this very peer where an id is given, by the bundle of now.
 ///
 /// # Errors
 /// As [`server_config`].
@@ -478,10 +532,48 @@ pub fn client_config(
     expects: PeerClass,
     id: Option<SpiffeId>,
 ) -> Result<Arc<ClientConfig>, WireError> {
-    let credentials = credentials.into();
-    credentials.current().knows(expects)?;
-    let verifier = ClassVerifier::new(Trust::Current(credentials.clone()), expects, id);
-    client(Arc::new(verifier), Arc::new(Shown { credentials, with_authority: false }))
+    Ok(ClientTls::new(&credentials.into(), expects, id)?.current())
+}
+
+/// How a client speaks TLS, and with whom.
+#[derive(Debug, Clone)]
+pub(crate) struct ClientTls {
+    config: Arc<ClientConfig>,
+    /// The same, with the hybrid key exchange alone; and whose bundle says which of the two it is. A client without
+    /// an identity has no bundle yet.
+    hybrid: Option<(Arc<ClientConfig>, Credentials)>,
+}
+
+impl ClientTls {
+    pub(crate) fn new(
+        credentials: &Credentials,
+        expects: PeerClass,
+        id: Option<SpiffeId>,
+    ) -> Result<Self, WireError> {
+        credentials.current().knows(expects)?;
+        let one = |groups| {
+            let trust = Trust::Current(credentials.clone());
+            let verifier = ClassVerifier::new(trust, expects, id.clone());
+            let shown = Shown { credentials: credentials.clone(), with_authority: false };
+            client(Arc::new(verifier), Arc::new(shown), groups)
+        };
+        let hybrid = Some((one(Groups::HybridOnly)?, credentials.clone()));
+        Ok(Self { config: one(Groups::HybridFirst)?, hybrid })
+    }
+
+    /// The configuration of the moment.
+    pub(crate) fn current(&self) -> Arc<ClientConfig> {
+        match &self.hybrid {
+            Some((hybrid, credentials)) if credentials.requires_pq() => hybrid.clone(),
+            _ => self.config.clone(),
+        }
+    }
+}
+
+impl From<Arc<ClientConfig>> for ClientTls {
+    fn from(config: Arc<ClientConfig>) -> Self {
+        Self { config, hybrid: None }
+    }
 }
 
 /// TLS for the listener of newcomers. Sends the authority along, which the newcomer checks against its
@@ -490,27 +582,38 @@ pub(crate) fn newcomers_config(
     credentials: Credentials,
     verifier: Arc<dyn ClientCertVerifier>,
 ) -> Result<ServerTls, WireError> {
-    let shown = Shown { credentials, with_authority: true };
-    Ok(ServerTls { config: Arc::new(server(verifier, shown)?), door: Door::Newcomers })
+    ServerTls::new(credentials, verifier, (Door::Newcomers, true), Switches::default())
 }
 
-fn server(verifier: Arc<dyn ClientCertVerifier>, shown: Shown) -> Result<ServerConfig, WireError> {
-    let mut config = ServerConfig::builder_with_provider(provider())
+fn server(
+    verifier: Arc<dyn ClientCertVerifier>,
+    shown: Shown,
+    groups: Groups,
+    (switches, clock): (Switches, &Clock),
+) -> Result<ServerConfig, WireError> {
+    let mut config = ServerConfig::builder_with_details(provider(groups), Arc::new(clock.clone()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(shown));
-    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config.max_early_data_size = 0;
+    if switches.on(Defence::NoTickets) {
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
+    if switches.on(Defence::NoEarlyData) {
+        config.max_early_data_size = 0;
+    }
     config.alpn_protocols = vec![ALPN.to_vec()];
+    #[cfg(test)]
+    crate::danger::weaken(&mut config, switches);
     Ok(config)
 }
 
 pub(crate) fn client(
     verifier: Arc<dyn ServerCertVerifier>,
     shown: Arc<dyn ResolvesClientCert>,
+    groups: Groups,
 ) -> Result<Arc<ClientConfig>, WireError> {
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_provider(provider(groups))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
@@ -530,220 +633,27 @@ pub(crate) fn fixed(
     Arc::new(rustls::sign::SingleCertAndKey::from(CertifiedKey::new(chain, key)))
 }
 
-/// The one provider, with the post-quantum hybrid first.
-pub(crate) fn provider() -> Arc<CryptoProvider> {
+/// Which key exchanges are offered and taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Groups {
+    /// The post-quantum hybrid first, X25519 where the other end knows nothing better.
+    HybridFirst,
+    /// The hybrid alone.
+    HybridOnly,
+}
+
+/// The one provider.
+pub(crate) fn provider(groups: Groups) -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
-    provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519];
+    provider.kx_groups = match groups {
+        Groups::HybridFirst => vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519],
+        Groups::HybridOnly => vec![aws_lc_rs::kx_group::X25519MLKEM768],
+    };
     Arc::new(provider)
-}
-
-/// Where the authorities come from that a verifier goes by.
-#[derive(Debug)]
-pub(crate) enum Trust {
-    /// From the bundle of the moment.
-    Current(Credentials),
-    /// These.
-    Fixed(Vec<AuthorityCertificate>),
-}
-
-/// Accepts certificates of one class's authorities, on either side of a connection.
-#[derive(Debug)]
-pub(crate) struct ClassVerifier {
-    trust: Trust,
-    class: PeerClass,
-    id: Option<SpiffeId>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ClassVerifier {
-    pub(crate) fn new(trust: Trust, class: PeerClass, id: Option<SpiffeId>) -> Self {
-        Self { trust, class, id, algorithms: algorithms() }
-    }
-
-    fn authorities(&self) -> Vec<AuthorityCertificate> {
-        match &self.trust {
-            Trust::Current(credentials) => credentials.current().bundle.authorities(self.class),
-            Trust::Fixed(authorities) => authorities.clone(),
-        }
-    }
-
-    /// Form and size first, then who it is, then the signature: nothing is computed for what is refused
-    /// anyway.
-    pub(crate) fn check(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        others: &[CertificateDer<'_>],
-        now: UnixTime,
-        usage: KeyUsage,
-    ) -> Result<(), rustls::Error> {
-        check_chain_size(end_entity, others)?;
-        let leaf = Leaf::parse(end_entity).map_err(refused)?;
-        if leaf.class != self.class {
-            return Err(refused(IdentityError::Class { id: leaf.id, class: self.class.as_str() }));
-        }
-        if self.id.as_ref().is_some_and(|wanted| *wanted != leaf.id) {
-            return Err(CertificateError::NotValidForName.into());
-        }
-        let authorities = self.authorities();
-        let mut anchors: Vec<TrustAnchor<'_>> = Vec::new();
-        let ders: Vec<CertificateDer<'_>> =
-            authorities.iter().map(|authority| CertificateDer::from(authority.der())).collect();
-        for (authority, der) in authorities.iter().zip(&ders) {
-            if authority.class() != self.class || leaf.id.trust_domain() != authority.trust_domain() {
-                let trust_domain = authority.trust_domain().to_owned();
-                return Err(refused(IdentityError::TrustDomain { id: leaf.id, trust_domain }));
-            }
-            if authority.valid_at(seconds(now)) {
-                let anchor = webpki::anchor_from_trusted_cert(der)
-                    .map_err(|_| refused(IdentityError::Certificate("the authority is no trust anchor")))?;
-                anchors.push(anchor);
-            }
-        }
-        if anchors.is_empty() {
-            return Err(CertificateError::Expired.into());
-        }
-        // What else the peer sent is not looked at: the only issuers are the authorities of the bundle.
-        EndEntityCert::try_from(end_entity)
-            .and_then(|certificate| {
-                certificate
-                    .verify_for_usage(self.algorithms.all, &anchors, &[], now, usage, None, None)
-                    .map(drop)
-            })
-            .map_err(from_webpki)
-    }
-}
-
-impl ClientCertVerifier for ClassVerifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        self.check(end_entity, intermediates, now, KeyUsage::client_auth())?;
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        schemes()
-    }
-}
-
-impl ServerCertVerifier for ClassVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.check(end_entity, intermediates, now, KeyUsage::server_auth())?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        schemes()
-    }
-}
-
-/// Refuses a chain that is too long or too large, before anything is computed from it.
-pub(crate) fn check_chain_size(
-    end_entity: &CertificateDer<'_>,
-    others: &[CertificateDer<'_>],
-) -> Result<(), rustls::Error> {
-    let too_large =
-        |certificate: &CertificateDer<'_>| certificate.len() > identity::leaf::CERTIFICATE_BYTES_MAX;
-    if others.len() >= CHAIN_MAX || too_large(end_entity) || others.iter().any(too_large) {
-        return Err(refused(IdentityError::Certificate("the chain is too long or too large")));
-    }
-    Ok(())
-}
-
-/// Checks that the peer holds the key of its certificate.
-pub(crate) fn verify_signature(
-    message: &[u8],
-    certificate: &CertificateDer<'_>,
-    signature: &DigitallySignedStruct,
-) -> Result<HandshakeSignatureValid, rustls::Error> {
-    rustls::crypto::verify_tls13_signature(message, certificate, signature, &algorithms())
-}
-
-/// Leaves have P-256 keys; authorities sign with Ed25519.
-pub(crate) fn schemes() -> Vec<SignatureScheme> {
-    vec![SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::ED25519]
-}
-
-pub(crate) fn no_tls12() -> rustls::Error {
-    rustls::Error::General("TLS 1.2 is not spoken".to_owned())
-}
-
-pub(crate) fn refused(error: IdentityError) -> rustls::Error {
-    CertificateError::Other(OtherError(Arc::new(error))).into()
-}
-
-pub(crate) fn seconds(time: UnixTime) -> i64 {
-    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// The wall clock, in seconds since the Unix epoch.
 pub(crate) fn unix_now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
-
-fn algorithms() -> WebPkiSupportedAlgorithms {
-    aws_lc_rs::default_provider().signature_verification_algorithms
-}
-
-fn from_webpki(error: webpki::Error) -> rustls::Error {
-    match error {
-        webpki::Error::CertExpired { .. } => CertificateError::Expired,
-        webpki::Error::CertNotValidYet { .. } => CertificateError::NotValidYet,
-        webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
-        webpki::Error::InvalidSignatureForPublicKey => CertificateError::BadSignature,
-        webpki::Error::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
-        other => CertificateError::Other(OtherError(Arc::new(other))),
-    }
-    .into()
 }

@@ -25,6 +25,7 @@ fn refused(peer: &str, reason: &str) -> Record {
         action: "read_bars".to_owned(),
         route: "GET /bars".to_owned(),
         peer: peer.to_owned(),
+        key: String::new(),
         grant: None,
         task: Some("task-1".to_owned()),
         allowed: false,
@@ -141,10 +142,9 @@ fn refusals_that_are_slow_retryable_or_of_different_peers_are_no_burst() {
         let peer = format!("spiffe://home.test/agent/agent-{}", number % 20);
         assert_eq!(sentinel.observe(40_000 + number, "unit-1", &refused(&peer, "no_grant")), []);
     }
-    let Record::Decision { action, route, peer, grant, task, reason, .. } = refused(AGENT, "granted") else {
-        panic!()
-    };
-    let granted = Record::Decision { action, route, peer, grant, task, reason, allowed: true };
+    let mut granted = refused(AGENT, "granted");
+    let Record::Decision { allowed, .. } = &mut granted else { panic!() };
+    *allowed = true;
     for number in 0..500 {
         assert_eq!(sentinel.observe(60_000 + number, "unit-1", &granted), []);
     }
@@ -562,4 +562,98 @@ proptest! {
             sentinel.observe(*at_ms, "desk", &refused(AGENT, "bad_signature"));
         }
     }
+}
+
+fn decided_with(key: &str, allowed: bool) -> Record {
+    let mut record = refused(AGENT, "granted");
+    if let Record::Decision { key: shown, allowed: was, .. } = &mut record {
+        *shown = key.to_owned();
+        *was = allowed;
+    }
+    record
+}
+
+fn certified(id: &str, key: &str) -> Record {
+    Record::KeysCertified {
+        id: id.to_owned(),
+        epoch: 1,
+        sequence: 1,
+        keys: BTreeMap::from([("tls".to_owned(), key.to_owned()), ("signing".to_owned(), "9".repeat(16))]),
+        expires: 0,
+    }
+}
+
+const KEY: &str = "00112233445566aa";
+
+#[test]
+fn k08_the_first_use_of_a_certificate_that_is_not_in_the_log_opens_an_incident() {
+    for allowed in [true, false] {
+        let mut sentinel = sentinel();
+        let findings = sentinel.observe(0, "unit-market-1", &decided_with(KEY, allowed));
+        assert_eq!(rules(&findings), [Rule::UnloggedCertificate]);
+        assert_eq!(findings[0].subject, AGENT);
+        assert!(findings[0].seen.contains(KEY), "{}", findings[0].seen);
+        // One incident, however often it is used; and what else is to be said is said beside it.
+        let again = sentinel.observe(1, "unit-market-1", &decided_with(KEY, allowed));
+        assert_eq!(again, []);
+    }
+    let mut sentinel = sentinel();
+    let action = Record::OperatorAction {
+        operator: OTHER.to_owned(),
+        key: KEY.to_owned(),
+        action: "kill".to_owned(),
+        target: String::new(),
+        allowed: true,
+        reason: String::new(),
+    };
+    assert_eq!(rules(&sentinel.observe(0, "management", &action)), [Rule::UnloggedCertificate]);
+    assert_eq!(sentinel.observe(0, "unit-1", &action), [], "nobody else knows what operators do");
+}
+
+#[test]
+fn a_certificate_whose_issue_management_logged_is_no_alarm_and_nobody_elses_word_makes_it_so() {
+    let (id, key) = (AGENT.to_owned(), KEY.to_owned());
+    for logged in [
+        certified(AGENT, KEY),
+        Record::Enrolled { id: id.clone(), epoch: 2, key: format!("{KEY}{}", "0".repeat(48)), expires: 0 },
+        Record::KeysRotated {
+            id: id.clone(),
+            epoch: 1,
+            keys: BTreeMap::from([("tls".to_owned(), key.clone())]),
+            followed: BTreeMap::new(),
+        },
+        Record::CertificateIssued { id: id.clone(), key: key.clone(), expires: 0 },
+    ] {
+        let mut sentinel = sentinel();
+        sentinel.observe(0, "management", &logged);
+        assert_eq!(sentinel.observe(1, "unit-1", &decided_with(KEY, true)), []);
+        let mut other = self::sentinel();
+        other.observe(0, "desk-1", &logged);
+        assert_eq!(rules(&other.observe(1, "unit-1", &decided_with(KEY, true))), [Rule::UnloggedCertificate]);
+    }
+    // The key of another, in this name.
+    let mut sentinel = sentinel();
+    sentinel.observe(0, "management", &certified(OTHER, KEY));
+    assert_eq!(rules(&sentinel.observe(1, "unit-1", &decided_with(KEY, true))), [Rule::UnloggedCertificate]);
+    // A line of an older version says nothing of the key.
+    assert_eq!(self::sentinel().observe(1, "unit-1", &decided_with("", true)), []);
+}
+
+#[test]
+fn k07_an_authority_that_signed_what_it_may_not_opens_an_incident() {
+    let refused = |signed_by: &[&str]| Record::HandshakesRefused {
+        listener: "market/agents".to_owned(),
+        reasons: BTreeMap::from([("outside_constraint".to_owned(), 3)]),
+        signed_by: signed_by.iter().map(|class| (*class).to_owned()).collect(),
+    };
+    let mut sentinel = sentinel();
+    assert_eq!(sentinel.observe(0, "unit-1", &refused(&[])), [], "others are refused every day");
+    let findings = sentinel.observe(1, "unit-1", &refused(&["desk", "agents"]));
+    assert_eq!(rules(&findings), [Rule::RogueAuthority; 2]);
+    assert_eq!(findings[0].subject, "authority/desk");
+    assert_eq!(sentinel.observe(2, "unit-2", &refused(&["desk"])), [], "one incident is open already");
+    assert_eq!(sentinel.observe(2, "agent-1", &refused(&["ledger"])), [], "an agent listens to nobody");
+    let many: Vec<String> = (0..5_000).map(|number| number.to_string()).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(sentinel.observe(3, "unit-1", &refused(&many)).len(), 16);
 }

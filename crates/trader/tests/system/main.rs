@@ -15,6 +15,7 @@ mod metrics;
 mod modules;
 mod runs;
 mod secrets;
+mod transport;
 
 use std::path::Path;
 
