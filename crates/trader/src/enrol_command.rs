@@ -1,6 +1,7 @@
 //! Commands around enrolment: who may, with what; how a node does it; how a member goes for good.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -11,6 +12,7 @@ use identity::{Limits, PeerClass, Requirements, SpiffeId};
 use management::bootstrap;
 use management::cases::RevocationProof;
 use management::routes::{AgentView, Aim, EntryView, TicketBody, process_name};
+use nix::sys::prctl::set_dumpable;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::json;
@@ -258,6 +260,15 @@ fn proofs(args: &EnrolArgs, directory: &Path) -> Result<Proofs, Failure> {
     Ok(Proofs { host, tpm })
 }
 
+/// Lets this user's other processes see which program this is, for as long as it enrols: management's attestor reads it from
+/// the process itself, and no process may that has shut itself off. See `keep_memory_in`.
+pub(crate) async fn seen<T>(enrolling: impl Future<Output = T>) -> Result<T, Failure> {
+    set_dumpable(true).map_err(Failure::broken)?;
+    let done = enrolling.await;
+    set_dumpable(false).map_err(Failure::broken)?;
+    Ok(done)
+}
+
 /// Redeems a ticket for an identity in the state directory.
 pub(crate) async fn enrol(args: &EnrolArgs) -> Outcome {
     let layout = Layout::new(&args.ask.dir.dir);
@@ -275,8 +286,8 @@ pub(crate) async fn enrol(args: &EnrolArgs) -> Outcome {
     let directory = layout.identity(&process_name(&id));
     files::create_private_dir(&directory).map_err(Failure::broken)?;
     let (at, proofs) = (newcomers_at(&layout, &topology), proofs(args, &directory)?);
-    let enrolled = wire::enrol::enrol_showing(at, members, text.trim(), &id, &directory, proofs).await;
-    let identity = enrolled.map_err(Failure::refused)?;
+    let enrolling = wire::enrol::enrol_showing(at, members, text.trim(), &id, &directory, proofs);
+    let identity = seen(enrolling).await?.map_err(Failure::refused)?;
     if args.ask.json {
         return json(&json!({ "id": id, "epoch": identity.epoch(), "expires": identity.expires() }));
     }

@@ -140,7 +140,8 @@ async fn enrol(layout: &Layout, process: &Process) -> Outcome {
     let members =
         members.ok_or_else(|| Failure::broken(format!("management has no listener for {class}")))?;
     let at = crate::enrol_command::newcomers_at(layout, &topology);
-    wire::enrol::enrol(at, members, ticket, &id, &directory).await.map_err(Failure::refused)?;
+    let enrolling = wire::enrol::enrol(at, members, ticket, &id, &directory);
+    crate::enrol_command::seen(enrolling).await?.map_err(Failure::refused)?;
     Ok(())
 }
 

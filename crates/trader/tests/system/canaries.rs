@@ -6,15 +6,20 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keys::envelope::{Wrap as _, WrappingKey};
 use keys::sealed_file::SealedFile;
+use management::database::{Database, Table};
+use management::secrets::StoredSecret;
+use management::vault::Vault;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::canary::{Canary, Hit, Scanner, family, identity_canaries};
 use testkit::system::System;
 
+use crate::keys::private_file;
 use crate::trader;
 
 /// Stays up, and trades slowly enough that everybody has work.
@@ -78,6 +83,20 @@ impl Wanted {
             let seed: &[u8; 32] = seed.as_slice().try_into().unwrap();
             self.add(vec![Canary::ed25519(owner, &label, seed)], None);
         }
+    }
+
+    /// What management keeps for the desk, which the desk alone has in the clear.
+    fn account_key(&mut self, system: &System) {
+        let layout = system.layout();
+        let passphrase = keystore::Secret::from_file(&layout.root().join("passphrase")).unwrap();
+        let store = keystore::KeyStore::open(&layout.authorities(), &passphrase).unwrap();
+        let database = Database::open(&layout.process("management").join("management.db")).unwrap();
+        let secret: StoredSecret = database.get(Table::Secrets, "paper-broker").unwrap().unwrap();
+        let now = wire::journal::unix_ms() / 1_000;
+        let mut unlocked = Vault::new(Arc::new(store)).unlock("desk", now).unwrap();
+        let value = secret.open(&mut unlocked).unwrap();
+        let text = std::str::from_utf8(&value).unwrap();
+        self.add(vec![Canary::text("desk-1", "the key of the account", text)], None);
     }
 
     /// Everything but the members' keys.
@@ -202,9 +221,25 @@ fn k01_t06_nothing_secret_is_in_the_clear_in_any_file_or_in_the_memory_of_whom_i
 
     settled(&system);
 
+    let vendor = "canary-of-a-vendor-7d02c4";
+    let file = system.dir().parent().unwrap().join("vendor-key");
+    private_file(&file, vendor);
+    let stored = system.command(&[
+        "secret",
+        "put",
+        "vendor",
+        "--vendor-of",
+        "large20",
+        "--file",
+        file.to_str().unwrap(),
+    ]);
+    assert!(stored.status.success(), "{stored:?}");
+
     let mut wanted = Wanted::default();
     wanted.members(&system);
     wanted.installation(&system);
+    wanted.account_key(&system);
+    wanted.add(vec![Canary::text(NOBODY, "a vendor's key", vendor)], None);
     wanted.add(replaced, None);
     let search = Search::new(wanted);
     let processes = processes(&system);
@@ -222,7 +257,8 @@ fn k01_t06_nothing_secret_is_in_the_clear_in_any_file_or_in_the_memory_of_whom_i
     };
     // The scan finds what is there: of each member its five keys, of management those that it signs with as well.
     for member in members() {
-        assert_eq!(own[&member], 5, "{member}: {own:?}");
+        let more = usize::from(member == "desk-1");
+        assert_eq!(own[&member], 5 + more, "{member}: {own:?}");
     }
     assert!(own["management"] > 12, "{own:?}");
     assert!(own[SUPERVISOR] >= 1, "{own:?}");
