@@ -46,6 +46,8 @@ pub const BROKER_SECRET: &str = "paper-broker";
 const QUEUE_WAIT: Duration = Duration::from_secs(2);
 /// Pause after management could not be asked.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// Longest pause between two tries to have the broker's key opened.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How long one request to a unit may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long the last journal lines may take to be shipped.
@@ -305,6 +307,7 @@ async fn account_key(
     membership: &Membership,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<Option<AccountKey>, RunError> {
+    let mut pause = ASK_AGAIN;
     loop {
         let opened = async {
             membership.renew(&mut |_| Ok(())).await?;
@@ -332,7 +335,9 @@ async fn account_key(
             }
             _ => tracing::warn!(%error, "the broker's key is not opened yet"),
         }
-        tokio::time::sleep(ASK_AGAIN).await;
+        // Each try is a set of keys.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 
