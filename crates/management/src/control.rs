@@ -3,6 +3,9 @@
 //! Everything that changes goes through [`Control`], in the order: decide, journal, store, then let it be seen. The lock is
 //! held for the whole of a decision, so that two decisions never overlap; what one decision stores becomes true at once.
 //!
+//! The disk is waited for after the lock: decisions that come meanwhile share the next flush. INVARIANT: nobody is told of a
+//! decision, and no guard hears of what it struck, before its records and then what it stores are on the disk.
+//!
 //! INVARIANT: a grant leaves only after policy allowed it, the journal has it on disk, and its task is with its holder.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -122,6 +125,10 @@ pub struct Control {
     home: Home,
     enrolments: Mutex<enrolling::Enrolments>,
     database: Database,
+    /// Decisions on their way to the disk.
+    kept: Mutex<Kept>,
+    /// Number of the last decision that is on the disk; guards the group commit.
+    settled: Mutex<u64>,
     /// Keys of operators that were met.
     met: Mutex<std::collections::BTreeSet<[u8; 32]>>,
     queue_changed: watch::Sender<u64>,
@@ -152,6 +159,8 @@ impl Control {
             home,
             enrolments: Mutex::default(),
             database,
+            kept: Mutex::default(),
+            settled: Mutex::default(),
             met: Mutex::default(),
             queue_changed: watch::Sender::new(0),
             feed_changed: watch::Sender::new(0),
@@ -222,18 +231,51 @@ impl Control {
         self.state().schedule.halted() == Some(KILLED)
     }
 
-    /// Stores what a decision changed, and tells the guards.
+    /// Stores what a decision changed, and tells the guards. On the disk when it returns, and its records before it.
+    fn store(&self, writes: Writes) {
+        let revoked = writes.touches(Table::Revocations);
+        self.keep(writes);
+        self.settle();
+        if revoked {
+            self.feed_tick();
+        }
+    }
+
+    /// Puts what a decision changed behind what earlier ones did, on its way to the disk. Under the lock of the decision;
+    /// [`Control::settle`] is called before anybody is told of it. For what strikes something there is [`Control::store`]:
+    /// a guard must never know more than the disk.
+    fn keep(&self, writes: Writes) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.writes.append(writes);
+        kept.last += 1;
+    }
+
+    /// Waits until everything that was kept before the call is on the disk, the records first. Decisions that come while
+    /// another is being written share the next flush.
     ///
     /// What is in memory is ahead of the disk until then: when it cannot be stored, going on would leave a gap that no
     /// restart could mend. Stopping closes every guard within its lease; the supervisor starts management again.
-    fn store(&self, writes: &Writes) {
-        if let Err(error) = self.database.commit(writes) {
+    fn settle(&self) {
+        let mine = self.kept.lock().unwrap_or_else(PoisonError::into_inner).last;
+        let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        if *settled >= mine {
+            return;
+        }
+        let (writes, last) = {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            (std::mem::take(&mut kept.writes), kept.last)
+        };
+        // What was kept was recorded before: the flush has the records of all of it.
+        let stored = self
+            .journal
+            .flush()
+            .map_err(ControlError::from)
+            .and_then(|()| Ok(self.database.commit(&writes)?));
+        if let Err(error) = stored {
             tracing::error!(%error, "a decision could not be stored; management stops");
             std::process::abort();
         }
-        if writes.touches(Table::Revocations) {
-            self.feed_tick();
-        }
+        *settled = last;
     }
 
     /// Keeps an incident.
@@ -251,10 +293,18 @@ impl Control {
         })?;
         let mut writes = Writes::default();
         writes.put(Table::Incidents, &incident.id, &incident)?;
-        self.store(&writes);
+        self.store(writes);
         self.state().incidents.insert(incident.id.clone(), incident);
         Ok(())
     }
+}
+
+/// What decisions changed that is not on the disk yet.
+#[derive(Default)]
+struct Kept {
+    writes: Writes,
+    /// Number of the last of these decisions.
+    last: u64,
 }
 
 /// What is struck, by whom and why.

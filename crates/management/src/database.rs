@@ -122,6 +122,11 @@ impl Writes {
         self.documents.push((table, id.to_owned(), None));
     }
 
+    /// Adds all of another decision's, which came later.
+    pub(crate) fn append(&mut self, mut later: Self) {
+        self.documents.append(&mut later.documents);
+    }
+
     /// Whether it changes a table.
     #[must_use]
     pub fn touches(&self, table: Table) -> bool {

@@ -20,7 +20,7 @@ use wire::problem::Problem;
 use wire::renew::{ACTIVATE_PATH, OFFER_PATH};
 
 use crate::cases::{Approval, Incident, NO_SUCH_PROPOSAL, OWN_PROPOSAL, Proposal, RevocationProof};
-use crate::control::{Admission, Control};
+use crate::control::{Admission, Control, ControlError};
 use crate::door::ControlDoor;
 use crate::joiner::{JoinError, Joiner};
 use crate::projection::{Counts, EventView, GrantView, OrderView};
@@ -131,6 +131,22 @@ pub fn process_name(id: &SpiffeId) -> String {
     }
 }
 
+/// Decides in a thread that may block: for what signs, which a device may take long for, and waits for the disk. Many such
+/// decisions share one flush.
+async fn decide<T: Send + 'static>(
+    control: &Arc<Control>,
+    decision: impl FnOnce(&Control) -> Result<T, ControlError> + Send + 'static,
+) -> Result<T, Problem> {
+    let control = control.clone();
+    match tokio::task::spawn_blocking(move || decision(&control)).await {
+        Ok(decided) => Ok(decided?),
+        Err(error) => {
+            tracing::error!(%error, "a decision ended without an answer");
+            Err(Problem::unavailable("management_failed", "management could not decide; ask again"))
+        }
+    }
+}
+
 struct ReportStatus(StatusReport);
 
 impl Operation for ReportStatus {
@@ -211,7 +227,7 @@ impl Operation for OfferKeys {
     }
 
     async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
-        json(&state.control.offer_keys(&pass.peer, &self.0)?)
+        json(&decide(&state.control, move |control| control.offer_keys(&pass.peer, &self.0)).await?)
     }
 }
 
@@ -232,7 +248,7 @@ impl Operation for ActivateKeys {
     }
 
     async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
-        json(&state.control.activate_keys(&pass.peer, &self.0)?)
+        json(&decide(&state.control, move |control| control.activate_keys(&pass.peer, &self.0)).await?)
     }
 }
 

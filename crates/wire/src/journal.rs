@@ -170,6 +170,15 @@ impl Journal {
         Ok(seq)
     }
 
+    /// Waits until the disk has everything that was recorded before the call. Several callers share one flush.
+    ///
+    /// # Errors
+    /// When it cannot be flushed: then nothing may be done that those records announce.
+    pub fn flush(&self) -> Result<(), JournalError> {
+        let next = self.lock().chain.next_seq();
+        next.checked_sub(1).map_or(Ok(()), |last| self.flush_through(last))
+    }
+
     fn flush_through(&self, seq: u64) -> Result<(), JournalError> {
         let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
         if *synced > seq {

@@ -107,7 +107,7 @@ impl Control {
             .map_err(|error| ControlError::Unavailable(error.to_string()))?;
         let mut writes = Writes::default();
         writes.put(Table::Tasks, "bundles_waiting", &stored(state))?;
-        self.store(&writes);
+        self.store(writes);
         self.use_authorities(next, unix_ms() / 1_000)?;
         tracing::info!(version = bundle.version, "a new trust bundle is published");
         Ok(bundle.version)

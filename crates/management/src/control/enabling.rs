@@ -39,7 +39,7 @@ impl Control {
         }
         let mut writes = Writes::default();
         writes.put(Table::Proposals, &proposal.id, &proposal)?;
-        self.store(&writes);
+        self.store(writes);
         state.proposals.insert(proposal.id.clone(), proposal.clone());
         Ok(proposal)
     }
@@ -117,7 +117,7 @@ impl Control {
         }
         proposal.done = true;
         writes.put(Table::Proposals, &proposal.id, &proposal)?;
-        self.store(&writes);
+        self.store(writes);
         if proposal.action == "clear_kill" {
             let _ = std::fs::remove_file(&self.kill_latch);
             state.schedule.resume();

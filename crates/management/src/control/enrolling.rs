@@ -149,7 +149,7 @@ impl Control {
     fn store_entries(&self, state: &crate::state::State) -> Result<(), ControlError> {
         let mut writes = Writes::default();
         writes.put(Table::Tickets, "book", &state.entries)?;
-        self.store(&writes);
+        self.store(writes);
         Ok(())
     }
 
@@ -219,7 +219,10 @@ impl Control {
             Ok(attested) => attested,
             Err(why) => return self.refuse_enrolment(why.as_str()),
         };
-        match self.certify(&mut state, &Warrant::Attested(&attested), &request.offer) {
+        let certified = self.certify(&mut state, &Warrant::Attested(&attested), &request.offer);
+        drop(state);
+        self.settle();
+        match certified {
             Err(ControlError::Refused { code, .. }) => self.refuse_enrolment(code),
             other => other,
         }

@@ -38,10 +38,13 @@ impl Control {
         if active.keys.tls != keys::to_hex(&peer.key) {
             return Err(refused("identity_not_current", "only the active keys endorse the next ones"));
         }
-        self.certify(&mut state, &Warrant::Renewed(&peer.id, &active), offer)
+        let challenge = self.certify(&mut state, &Warrant::Renewed(&peer.id, &active), offer);
+        drop(state);
+        self.settle();
+        challenge
     }
 
-    /// Certifies a set of keys and seals a challenge to each of its sealing keys.
+    /// Certifies a set of keys and seals a challenge to each of its sealing keys. Kept, not settled.
     pub(super) fn certify(
         &self,
         state: &mut State,
@@ -118,14 +121,14 @@ impl Control {
         };
         member.keys.offer(set, &answer).map_err(|why| refused(why.as_str(), why.to_string()))?;
         if let Warrant::Attested(attested) = warrant {
-            self.journal.record_durably(&Record::Attested {
+            self.journal.record(&Record::Attested {
                 id: id.to_string(),
                 epoch,
                 by: attested.by().into_iter().map(str::to_owned).collect(),
                 facts: attested.facts().clone(),
             })?;
         }
-        self.journal.record_durably(&Record::KeysCertified {
+        self.journal.record(&Record::KeysCertified {
             id: id.to_string(),
             epoch,
             sequence,
@@ -134,7 +137,7 @@ impl Control {
         })?;
         let mut writes = Writes::default();
         put_member(state, &mut writes, member)?;
-        self.store(&writes);
+        self.keep(writes);
         let certificate = BASE64_STANDARD.encode(certificate);
         Ok(KeyChallenge { certificate, sequence, control, data, alerts })
     }
@@ -176,17 +179,18 @@ impl Control {
                             followed: named(&followed.keys),
                         },
                     };
-                self.journal.record_durably(&record)?;
+                self.journal.record(&record)?;
                 None
             }
             Err(why) => {
-                self.journal
-                    .record_durably(&Record::EnrolmentRefused { reason: why.as_str().into(), count: 1 })?;
+                self.journal.record(&Record::EnrolmentRefused { reason: why.as_str().into(), count: 1 })?;
                 Some(why)
             }
         };
         put_member(&mut state, &mut writes, member)?;
-        self.store(&writes);
+        self.keep(writes);
+        drop(state);
+        self.settle();
         match refusal {
             None => Ok(()),
             Some(why) => Err(refused(why.as_str(), why.to_string())),
@@ -218,7 +222,7 @@ impl Control {
                 put_member(&mut state, &mut writes, member)?;
             }
         }
-        self.store(&writes);
+        self.store(writes);
         Ok(())
     }
 
@@ -243,7 +247,7 @@ impl Control {
         }
         let mut writes = Writes::default();
         writes.put(Table::Tasks, RENEW_BEFORE, &state.renew_before)?;
-        self.store(&writes);
+        self.store(writes);
         Ok(asked.len())
     }
 

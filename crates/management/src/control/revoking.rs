@@ -42,7 +42,7 @@ impl Control {
         Ok(self.state().revocations.entries_after(acknowledged, unix_ms() / 1_000))
     }
 
-    /// Strikes something: journalled here, stored with the rest of the decision, before any guard hears of it.
+    /// Strikes something: recorded here, on the disk with the rest of the decision, before any guard hears of it.
     pub(super) fn strike(
         &self,
         state: &mut State,
@@ -50,7 +50,7 @@ impl Control {
         struck: &Struck<'_>,
     ) -> Result<u64, ControlError> {
         let entry: Revocation = state.revocations.append(struck.kind, struck.id, struck.until)?;
-        let recorded = self.journal.record_durably(&Record::Revoked {
+        let recorded = self.journal.record(&Record::Revoked {
             revision: entry.revision,
             revoked: struck.kind.to_string(),
             id: struck.id.to_owned(),
@@ -112,7 +112,7 @@ impl Control {
         }
         let mut writes = Writes::default();
         let revision = self.strike(&mut state, &mut writes, &Struck::grant(grant, by, reason))?;
-        self.store(&writes);
+        self.store(writes);
         Ok(revision)
     }
 
@@ -161,7 +161,7 @@ impl Control {
             }
         }
         put_member(&mut state, &mut writes, member)?;
-        self.store(&writes);
+        self.store(writes);
         let holder = agent.to_string();
         let now = unix_ms();
         self.record_lost(&mut state, |schedule| schedule.release(&holder, now, reason), reason)?;
@@ -198,7 +198,7 @@ impl Control {
         let struck = Struck { kind: RevocationKind::Everything, id: "everything", until: None, by, reason };
         let mut writes = Writes::default();
         let revision = self.strike(&mut state, &mut writes, &struck)?;
-        self.store(&writes);
+        self.store(writes);
         Ok(revision)
     }
 }

@@ -179,7 +179,7 @@ impl Control {
     fn put_stored(&self, state: &mut State, stored: StoredSecret) -> Result<(), ControlError> {
         let mut writes = Writes::default();
         writes.put(Table::Secrets, stored.name.as_str(), &stored)?;
-        self.store(&writes);
+        self.store(writes);
         state.secrets.insert(stored.name.clone(), stored);
         Ok(())
     }
@@ -197,7 +197,7 @@ impl Control {
             .record_durably(&Record::SecretRemoved { secret: name.to_string(), by: by.to_owned() })?;
         let mut writes = Writes::default();
         writes.remove(Table::Secrets, name.as_str());
-        self.store(&writes);
+        self.store(writes);
         state.secrets.remove(name);
         Ok(())
     }
@@ -401,7 +401,7 @@ impl Control {
             }
         }
         self.keep_key(&vault, &mut unlocked, "used", by)?;
-        self.store(&writes);
+        self.store(writes);
         let count = wrapped.len();
         for secret in wrapped {
             state.secrets.insert(secret.name.clone(), secret);

@@ -32,6 +32,7 @@ impl Control {
             changed.borrow_and_update();
             let (reply, not_before) = self.try_take(peer)?;
             if reply.task.is_some() {
+                self.settle();
                 return Ok(reply);
             }
             let paced = not_before.map(tokio::time::Instant::from_std);
@@ -85,7 +86,7 @@ impl Control {
         handed.map(|reply| (reply, None))
     }
 
-    /// Gives one task to one holder, with the grants that policy allows.
+    /// Gives one task to one holder, with the grants that policy allows. Kept, not settled.
     fn hand_out(&self, state: &mut State, id: &str, peer: &Peer) -> Result<QueueReply, ControlError> {
         let holder = peer.id.to_string();
         let Some(scheduled) = state.schedule.take(id, &holder, unix_ms()).cloned() else {
@@ -115,7 +116,7 @@ impl Control {
         state.schedule.note_grants(&task.id, grants.iter().map(|grant| grant.id.clone()).collect());
         let mut writes = Writes::default();
         put_progress(state, &mut writes)?;
-        self.store(&writes);
+        self.keep(writes);
         Ok(QueueReply { task: Some(task), grants, lease_ms: u64::try_from(TASK_LEASE_MS).unwrap_or(0) })
     }
 
@@ -149,7 +150,7 @@ impl Control {
             limits,
         });
         if !decision.allowed {
-            self.journal.record_durably(&Record::GrantDenied {
+            self.journal.record(&Record::GrantDenied {
                 task: task.id.clone(),
                 holder,
                 audience: need.audience.to_string(),
@@ -180,7 +181,7 @@ impl Control {
         };
         let signed = access::grant::mint(&claims, self.authorities().grant_key.as_ref())?;
         let actions: Vec<String> = claims.actions.iter().map(ToString::to_string).collect();
-        self.journal.record_durably(&Record::GrantIssued {
+        self.journal.record(&Record::GrantIssued {
             grant: claims.grant.clone(),
             task: claims.task.clone(),
             holder,
@@ -215,7 +216,7 @@ impl Control {
             return Err(refused("not_your_task", "the task went to another, or this attempt is over"));
         }
         let outcome = if end.done { "done" } else { "failed" };
-        self.journal.record_durably(&Record::TaskEnded {
+        self.journal.record(&Record::TaskEnded {
             task: end.task.clone(),
             holder: holder.clone(),
             outcome: outcome.into(),
@@ -238,7 +239,7 @@ impl Control {
             self.strike_grants(&mut state, &mut writes, &lost)?;
         }
         put_progress(&state, &mut writes)?;
-        self.store(&writes);
+        self.store(writes);
         drop(state);
         self.queue_tick();
         Ok(())
@@ -318,7 +319,7 @@ impl Control {
         }
         if !lost.is_empty() {
             put_progress(state, &mut writes)?;
-            self.store(&writes);
+            self.store(writes);
             self.queue_tick();
         }
         Ok(())
@@ -354,7 +355,7 @@ impl Control {
         self.strike(&mut state, &mut writes, &Struck::task(task, "sentinel", reason))?;
         self.advance(&mut state)?;
         put_progress(&state, &mut writes)?;
-        self.store(&writes);
+        self.store(writes);
         drop(state);
         self.queue_tick();
         Ok(())

@@ -13,7 +13,7 @@ use wire::guard::{Needs, Operation, Pass, Touched, from_json, json as answer};
 use wire::problem::Problem;
 use wire::secrets::OPEN_PATH;
 
-use super::{Shared, process_name};
+use super::{Shared, decide, process_name};
 use crate::secrets::{Purpose, PurposeText};
 
 /// Asks that a secret be opened for who asks.
@@ -34,7 +34,7 @@ impl Operation for OpenSecret {
     }
 
     async fn run(self, state: Arc<Shared>, pass: Pass) -> Result<Response, Problem> {
-        answer(&state.control.open_secret(&pass.peer, &self.0)?)
+        answer(&decide(&state.control, move |control| control.open_secret(&pass.peer, &self.0)).await?)
     }
 }
 
