@@ -125,6 +125,8 @@ pub struct Control {
     home: Home,
     enrolments: Mutex<enrolling::Enrolments>,
     database: Database,
+    /// Revision of each domain's key that was written last: an older document was put back.
+    domain_revisions: Mutex<std::collections::BTreeMap<String, u64>>,
     /// Decisions on their way to the disk.
     kept: Mutex<Kept>,
     /// Number of the last decision that is on the disk; guards the group commit.
@@ -159,6 +161,7 @@ impl Control {
             home,
             enrolments: Mutex::default(),
             database,
+            domain_revisions: Mutex::default(),
             kept: Mutex::default(),
             settled: Mutex::default(),
             met: Mutex::default(),

@@ -6,6 +6,7 @@
 //!
 //! INVARIANT: a document is on the disk before what follows from its change is put to use.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -76,15 +77,17 @@ impl Vault {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(self.unreadable(&self.directory, error)),
         };
-        let mut documents = Vec::new();
+        let mut domains = BTreeSet::new();
         for entry in entries {
             let path = entry.map_err(|error| self.unreadable(&self.directory, error))?.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
-                documents.push(self.read(&path)?);
+            // A writer that died between its two renames left the newer document alone.
+            let ours = path.extension().is_some_and(|extension| extension == "json" || extension == NEXT);
+            if let Some(domain) = path.file_stem().and_then(|stem| stem.to_str()).filter(|_| ours) {
+                domains.insert(domain.to_owned());
             }
         }
-        documents.sort_by(|left, right| left.domain().cmp(right.domain()));
-        Ok(documents)
+        let documents = domains.iter().map(|domain| self.find(domain));
+        Ok(documents.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
     }
 
     /// Unlocks a domain's key; with none yet, makes one. A version older than [`DOMAIN_KEY_AGE_S`] is followed by a new one.
@@ -156,6 +159,8 @@ impl Vault {
         // What a destroyed version was wrapped as must not stay in blocks that the file system gives back. A medium that
         // writes elsewhere what is overwritten keeps it all the same: the wrapped key opens with the store's root only.
         let (next, former) = (path.with_extension(NEXT), path.with_extension(FORMER));
+        // One that a writer left that died before it was erased.
+        files::erase(&former)?;
         files::write_private_atomic(&next, document.to_json().as_bytes())?;
         if path.exists() {
             files::rename_durably(&path, &former)?;
@@ -198,6 +203,12 @@ impl Unlocked {
     #[must_use]
     pub fn document(&self) -> &DomainKey {
         self.ring.document()
+    }
+
+    /// Revision of the document on the disk; 0 while there is none.
+    #[must_use]
+    pub fn stored(&self) -> u64 {
+        self.stored
     }
 
     /// Whether there was no such key before.

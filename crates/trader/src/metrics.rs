@@ -61,7 +61,7 @@ fn security(text: &mut Text, summary: &Summary, keys: &KeysView, agents: &[Agent
     text.gauge("trader_revocation_revision", None, "Position of the revocation log.", summary.revision);
     text.gauge("trader_incidents_open", None, "Incidents that are open.", summary.incidents_open);
     text.family("trader_members", "gauge", None, "Members by the state of their identity.");
-    for state in ["active", "quarantined", "reinstated", "revoked"] {
+    for state in ["active", "quarantined", "reinstated", "removed"] {
         let count = agents.iter().filter(|agent| agent.status == state).count();
         let _ = writeln!(text.0, "trader_members{{state=\"{state}\"}} {count}");
     }

@@ -6,7 +6,7 @@
 //!
 //! INVARIANT: an opening is recorded and stored before the sealed secret leaves.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use access::policy::{PolicyDecision, SecretQuery};
 use access::secret::{SecretKind, SecretName};
@@ -99,7 +99,30 @@ impl Control {
         Ok(())
     }
 
+    /// Remembers how far a domain's key is, and refuses a document that is behind it: one that was destroyed would open again.
+    fn pin(&self, domain: &str, revision: u64) -> Result<(), ControlError> {
+        let mut pinned = self.domain_revisions.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = pinned.entry(domain.to_owned()).or_default();
+        if revision < *known {
+            tracing::error!(domain, revision, known, "an older key of a domain was put back");
+            return Err(ControlError::Unavailable(format!(
+                "the key of the domain {domain} is of revision {revision}, and {known} was written: an older copy was put \
+                 back; restore the newest one"
+            )));
+        }
+        *known = revision;
+        Ok(())
+    }
+
+    /// Unlocks a domain's key, if it is the newest that was written.
+    fn unlock(&self, vault: &Vault, domain: &str, now: i64) -> Result<Unlocked, ControlError> {
+        let unlocked = vault.unlock(domain, now)?;
+        self.pin(domain, unlocked.stored())?;
+        Ok(unlocked)
+    }
+
     fn record_key(&self, document: &DomainKey, change: &str, by: &str) -> Result<(), ControlError> {
+        self.pin(document.domain(), document.revision())?;
         self.journal.record_durably(&Record::DomainKeyChanged {
             domain: document.domain().to_owned(),
             revision: document.revision(),
@@ -164,7 +187,7 @@ impl Control {
         let now = unix_ms() / 1_000;
         let version = known.unwrap_or(0).saturating_add(1);
         let vault = self.vault();
-        let mut unlocked = vault.unlock(purpose.domain(), now)?;
+        let mut unlocked = self.unlock(&vault, purpose.domain(), now)?;
         if unlocked.document().active().is_none() {
             vault.rotate(&mut unlocked, now)?;
         }
@@ -220,6 +243,7 @@ impl Control {
             }
         }
         for key in &domains {
+            self.pin(key.domain(), key.revision())?;
             if known.get(key.domain()).is_none_or(|revision| *revision < key.revision()) {
                 self.record_key(key, "found", super::SCHEDULER)?;
             }
@@ -349,7 +373,7 @@ impl Control {
             return Err(refused("already_opened", "it was opened for this before; that is reported"));
         }
         let vault = self.vault();
-        let mut unlocked = vault.unlock(secret.purpose.domain(), now)?;
+        let mut unlocked = self.unlock(&vault, secret.purpose.domain(), now)?;
         let value = secret.open(&mut unlocked).map_err(crate::vault::VaultError::from)?;
         secret.rewrap(&mut unlocked)?;
         self.keep_key(&vault, &mut unlocked, "used", super::SCHEDULER)?;
@@ -379,7 +403,7 @@ impl Control {
             return Err(no_such_domain(domain));
         }
         let now = unix_ms() / 1_000;
-        let mut unlocked = vault.unlock(domain, now)?;
+        let mut unlocked = self.unlock(&vault, domain, now)?;
         let active = vault.rotate(&mut unlocked, now)?;
         self.keep_key(&vault, &mut unlocked, "rotated", by)?;
         let mut writes = Writes::default();
@@ -419,6 +443,7 @@ impl Control {
         let state = self.state();
         let vault = self.vault();
         let mut document = vault.find(domain)?.ok_or_else(|| no_such_domain(domain))?;
+        self.pin(domain, document.revision())?;
         let lost = sealed_under(&state, domain, |number| version.is_none_or(|one| one == number)).len();
         match version {
             Some(version) => document.destroy(version).map_err(crate::vault::VaultError::from)?,

@@ -217,10 +217,18 @@ fn an_older_key_of_a_domain_that_is_put_back_keeps_management_from_starting() {
     let newest = std::fs::read(documents.join("desk.json")).unwrap();
     std::fs::write(documents.join("desk.json"), older).unwrap();
     assert!(matches!(world.control.check_domain_keys(false), Err(ControlError::Unavailable(_))));
+    // Nor is it taken while management runs.
+    let owner = operator("owner").to_string();
+    let purpose = Purpose::Broker { desk: desk(&world, 1) };
+    let put = world.control.put_secret(&name("broker"), &purpose, CANARY.as_bytes(), &owner);
+    assert!(matches!(put, Err(ControlError::Unavailable(_))), "{put:?}");
+    assert!(world.control.rewrap_domain("desk", &owner).is_err());
+    assert!(world.control.destroy_key("desk", None, &owner).is_err());
     std::fs::write(documents.join("desk.json"), newest).unwrap();
     world.control.check_domain_keys(false).unwrap();
     // A writer that died between its two renames has lost nothing.
     std::fs::rename(documents.join("desk.json"), documents.join("desk.next")).unwrap();
+    world.control.check_domain_keys(false).unwrap();
     world.control.domain_keys().unwrap();
     let vault = Vault::new(world.control.authorities().store.clone());
     assert!(vault.find("desk").unwrap().is_some_and(|key| key.active() == Some(2)));
